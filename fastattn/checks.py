@@ -1,0 +1,210 @@
+"""Every check on arguments, and every message.
+
+Kernels trust: what passes here is read and written by address. A message names the argument, the rule, and what was given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def _shapes(**arrays: NDArray) -> str:
+    return ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+
+
+def dtype(name: str, x: Any) -> np.dtype:
+    """x as a dtype that there are kernels for."""
+    found = np.dtype(x)
+    if found not in FLOATS:
+        raise TypeError(f"{name} must be float32 or float64; got {found}")
+    return found
+
+
+def plain(name: str, x: Any) -> NDArray:
+    """x as a plain array. np.asarray would drop a mask silently."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported; what is hidden is said by mask=")
+    if isinstance(x, np.matrix):
+        raise TypeError(f"{name} must be an array; got a np.matrix")
+    try:
+        return np.asarray(x)
+    except ValueError:
+        raise ValueError(f"{name} must be an array; its lists differ in length") from None
+
+
+def floats(name: str, x: Any) -> NDArray:
+    """x as an array of native, aligned float32 or float64, whose last axis has no gaps; copied only if it is not."""
+    if type(x) is not np.ndarray:
+        x = plain(name, x)
+    if x.dtype not in FLOATS:
+        if x.dtype.newbyteorder("=") not in FLOATS:
+            raise TypeError(f"{name} must be float32 or float64; got {x.dtype}")
+        x = x.astype(x.dtype.newbyteorder("="))
+    if not x.flags.aligned or (x.shape and x.strides[-1] != x.itemsize and x.shape[-1] > 1):
+        x = np.array(x, order="C")
+    return x
+
+
+def operands(q: Any, k: Any, v: Any) -> tuple[NDArray, NDArray, NDArray, int]:
+    """q, k and v as arrays of one dtype and 4 axes that fit together, and the axes that they came with."""
+    q, k, v = floats("q", q), floats("k", k), floats("v", v)
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"q, k and v must have one dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.ndim == k.ndim == v.ndim or not 2 <= q.ndim <= 4:
+        raise ValueError(f"q, k and v must all be (B, H, S, D), all (H, S, D) or all (S, D); got {_shapes(q=q, k=k, v=v)}")
+    axes = q.ndim
+    while q.ndim < 4:
+        q, k, v = q[None], k[None], v[None]
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"q, k and v must have one batch size; got {_shapes(q=q, k=k, v=v)} as (B, H, S, D)")
+    _fit(q, k, v, 1, "(B, H, S, D)")
+    return q, k, v, axes
+
+
+def _fit(q: NDArray, k: NDArray, v: NDArray, heads: int, layout: str) -> None:
+    """Heads, keys and channels of operands that have as many axes; `heads`: the axis of heads."""
+    Hq, Hkv = q.shape[heads], k.shape[heads]
+    if k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(f"k and v must have the same heads and the same keys; got {_shapes(q=q, k=k, v=v)} as {layout}")
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"q and k must have the same channels; got {_shapes(q=q, k=k, v=v)} as {layout}")
+    if Hq % Hkv if Hkv else Hq:
+        raise ValueError(f"the heads of q must be a multiple of the heads of k and v; got {_shapes(q=q, k=k, v=v)} "
+                         f"as {layout}")
+
+
+def number(name: str, x: Any, rule: str, holds: Callable[[float], bool]) -> float:
+    """x as a float that keeps the rule."""
+    try:
+        value = float(x)
+    except OverflowError:
+        value = math.inf
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be {rule}; got {type(x).__name__}") from None
+    if isinstance(x, (bool, np.bool_)) or not holds(value):
+        raise ValueError(f"{name} must be {rule}; got {x!r}")
+    return value
+
+
+def scale(x: Any, D: int) -> float:
+    """What scores are multiplied by; 1 / sqrt(D) if not given."""
+    if x is None:
+        return 1 / math.sqrt(D) if D else 1.0
+    return number("scale", x, "a finite number", math.isfinite)
+
+
+def softcap(x: Any) -> float | None:
+    """The cap of cap tanh(s / cap), or None."""
+    return None if x is None else number("softcap", x, "a positive finite number", lambda cap: 0 < cap < math.inf)
+
+
+def per_head(name: str, x: Any, Hq: int, dtype: np.dtype) -> NDArray | None:
+    """One number for each query head, as a contiguous array of the kernel's dtype."""
+    if x is None:
+        return None
+    values = plain(name, x)
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be numbers; got {values.dtype}")
+    if values.shape != (Hq,):
+        raise ValueError(f"{name} must be (Hq,), one number for each head of q; got {values.shape} for Hq = {Hq}")
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(values, dtype)
+    if (np.isinf(numbers) & np.isfinite(values)).any():
+        raise ValueError(f"{name} must be within the range of {dtype}; got {values[np.isinf(numbers)][0]}")
+    return numbers
+
+
+def bias(x: Any, shape: tuple[int, int, int, int], dtype: np.dtype) -> NDArray | None:
+    """The bias with 4 axes, not expanded along keys."""
+    if x is None:
+        return None
+    x = floats("bias", x)
+    if x.dtype != dtype:
+        raise TypeError(f"bias must have q's dtype; got {x.dtype}, q has {dtype}")
+    return broadcast("bias", x, shape)
+
+
+def broadcast(name: str, x: NDArray, shape: tuple[int, int, int, int]) -> NDArray:
+    """x (B, Hq, Sq, Sk or 1) by NumPy's rule."""
+    try:
+        if np.broadcast_shapes(x.shape, shape) != shape:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to (B, Hq, Sq, Sk) = {shape}; got {x.shape}") from None
+    keys = x.shape[-1] if x.ndim else 1
+    return np.broadcast_to(x, (*shape[:3], keys))
+
+
+def out(x: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Whether the result may be written to x."""
+    if type(x) is not np.ndarray:
+        raise TypeError(f"out must be a plain NumPy array; got {type(x).__name__}")
+    if x.dtype != dtype:
+        raise TypeError(f"out must have q's dtype in native byte order; got {x.dtype}, q has {dtype}")
+    if x.shape != shape:
+        raise ValueError(f"out must have the shape of the result, {shape}; got {x.shape}")
+    if not x.flags.writeable:
+        raise ValueError("out must be writeable; it is read-only")
+    reach = x.itemsize
+    for step, count in sorted((abs(step), count) for step, count in zip(x.strides, x.shape, strict=True) if count > 1):
+        if step < reach:
+            raise ValueError(f"out must not overlap itself; got strides {x.strides} for shape {x.shape}")
+        reach = step * count
+
+
+def cumulative(name: str, x: Any, rows: int, of: str) -> NDArray:
+    """x as a private int64 copy of B + 1 starts: 0 first, never decreasing, the last at most `rows`.
+
+    Copied before it is checked, and the copy is what is used: nobody can change it in between.
+    """
+    given = plain(name, x)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers; got {given.dtype}")
+    if given.ndim != 1 or not given.size:
+        raise ValueError(f"{name} must be (B + 1,) with B >= 0; got {given.shape}")
+    if given.dtype.kind == "u" and given.size and int(given.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must end within the {rows} rows of {of}; got {int(given.max())}")
+    starts = np.array(given, np.int64)
+    if starts[0] != 0:
+        raise ValueError(f"{name} must begin with 0; got {starts[0]}")
+    down = np.flatnonzero(starts[1:] < starts[:-1])
+    if down.size:
+        b = int(down[0])
+        raise ValueError(f"{name} must not decrease; sequence {b} goes from {starts[b]} to {starts[b + 1]}")
+    if starts[-1] > rows:
+        raise ValueError(f"{name} must end within the {rows} rows of {of}; got {starts[-1]}")
+    return starts
+
+
+def packed_operands(q: Any, k: Any, v: Any) -> tuple[NDArray, NDArray, NDArray]:
+    """q, k and v of packed sequences, (T, H, D), as arrays of one dtype that fit together."""
+    q, k, v = floats("q", q), floats("k", k), floats("v", v)
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"q, k and v must have one dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.ndim == k.ndim == v.ndim == 3:
+        raise ValueError(f"q, k and v must be packed, (T, H, D); got {_shapes(q=q, k=k, v=v)}")
+    _fit(q, k, v, 1, "(T, H, D)")
+    return q, k, v
+
+
+def states(outs: Any, lses: Any) -> tuple[list[NDArray], list[NDArray]]:
+    """States to be merged: at least one, all of one shape and dtype."""
+    outs = [floats(f"outs[{n}]", o) for n, o in enumerate(outs)]
+    lses = [floats(f"lses[{n}]", lse) for n, lse in enumerate(lses)]
+    if not outs or len(outs) != len(lses):
+        raise ValueError(f"outs and lses must be as many, and at least one; got {len(outs)} and {len(lses)}")
+    for n, (o, lse) in enumerate(zip(outs, lses, strict=True)):
+        if o.shape != outs[0].shape or o.ndim < 1 or lse.shape != o.shape[:-1]:
+            raise ValueError(f"outs must have one shape (..., Dv) and lses its (...); outs[0] is {outs[0].shape}, "
+                             f"outs[{n}] {o.shape}, lses[{n}] {lse.shape}")
+        if o.dtype != outs[0].dtype or lse.dtype != o.dtype:
+            raise TypeError(f"outs and lses must have one dtype; outs[0] has {outs[0].dtype}, outs[{n}] {o.dtype}, "
+                            f"lses[{n}] {lse.dtype}")
+    return outs, lses

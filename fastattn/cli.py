@@ -1,0 +1,84 @@
+"""The command `fastattn`: demo, info, compile."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+
+from . import __version__
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="fastattn", description="Fused attention on a CPU, in plain Python.")
+    top.add_argument("--version", action="version", version=f"fastattn {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="command")
+
+    demo = commands.add_parser("demo", help="the five steps of self-attention on a sentence, with real trained numbers")
+    demo.add_argument("sentence", nargs="*", help='default: "I love Apple phones"')
+    demo.add_argument("--word", help="the word to follow; default: one with two meanings, else a long one")
+    demo.add_argument("--small", action="store_true", help="only what is built in, even if the whole model is there")
+    demo.add_argument("--words", action="store_true", help="list the built-in words")
+    commands.add_parser("info", help="what the library knows of this machine, and its cache of compiled code")
+    commands.add_parser("compile", help="compile the usual kernels now rather than at their first call")
+    return top
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    from . import demo
+
+    if args.words:
+        lines = demo.vocabulary()
+    else:
+        text = " ".join(args.sentence) if args.sentence else None
+        lines = demo.demo(text, args.word, args.small, shutil.get_terminal_size().columns)
+    demo.show(lines, sys.stdout)
+
+
+def run_info(args: argparse.Namespace) -> None:
+    from . import cache_info, machine
+
+    table("machine", machine.describe())
+    table("cache", cache_info())
+
+
+def run_compile(args: argparse.Namespace) -> None:
+    from . import cache_info, compile
+
+    compile()
+    table("cache", cache_info())
+
+
+def table(name: str, entries: Mapping[str, object]) -> None:
+    print(name)
+    for key, value in entries.items():
+        print(f"  {key:<20} {value}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    top = parser()
+    args = top.parse_args(argv)
+    commands = {"demo": run_demo, "info": run_info, "compile": run_compile}
+    if args.command is None:
+        top.print_help()
+        return 0
+    from .demo import DemoError
+
+    try:
+        commands[args.command](args)
+        sys.stdout.flush()
+    except DemoError as error:
+        print(f"fastattn demo: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:                         # the reader (`head`) has gone; Python's last flush must not say so
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,546 @@
+"""Which keys a query may see: causal, window, lengths, packed, prefix, boolean arrays; joined with &.
+
+A mask says its rule twice: `sees`, key by key, is the truth, slow and plain; `run` is the same as two numbers for each
+query, lo <= j < hi, and is all that the kernels get: a new mask never needs a new kernel. To join runs is max(lo), min(hi):
+
+             keys ->
+row i0       . # # # # . . . .        # seen   . not seen
+row i0 + 1   . . # # # # . . .
+row i0 + 2   . . . # # # # . .
+               |   |   |   |
+               |   greatest lo, least hi    every row sees the keys between: no compare
+               least lo, greatest hi        some row sees the keys between: visit
+
+causal                   window(3)                causal & window(3)          Sq = 3, Sk = 7
+# # # # # . .            . # # # # # #            . # # # # . .
+# # # # # # .            . . # # # # #            . . # # # # .
+# # # # # # #            . . . # # # #            . . . # # # #
+lo = 0, hi = p + 1       lo = p - 3, hi = Sk      lo = p - 3, hi = p + 1
+
+p is the position of query i among the keys: p = i + Sk - Sq, so the last query stands at the last key. Joined with
+`lengths` each sequence has its own, p = i + k_length - q_length. What is no run is a boolean array and stays one: `seen`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# Further than any key is from any query, and far enough from the ends of int64 to be added to a position.
+FAR = 1 << 61
+
+Integers: TypeAlias = Any           # an int, or int64 numbers that broadcast to the queries
+
+
+class Queries(NamedTuple):
+    """The queries of one or of many sequences."""
+
+    i: Integers                                 # which of its sequence a query is
+    p: Integers                                 # where it stands among the keys
+    each: Callable[[NDArray], Integers]         # one number a sequence becomes one a query
+
+
+# ---- masks -------------------------------------------------------------------------------------------------------------
+class Mask:
+    """Which query may see which key. & joins masks, and masks with boolean arrays (True: may see).
+
+    >>> mask = causal & lengths([7, 5])
+
+    Immutable, and hashable unless there is a boolean array in it.
+    """
+
+    __array_ufunc__ = None                      # array & mask: NumPy leaves it to __rand__
+    __match_args__: tuple[str, ...] = ()        # the arguments it was made of
+
+    @property
+    def parts(self) -> tuple[Mask, ...]:
+        """The masks that this one joins."""
+        return (self,)
+
+    def sees(self, j: NDArray, at: Queries) -> Any:
+        """Whether the queries see the keys j."""
+        return True
+
+    def run(self, at: Queries) -> tuple[Integers | None, Integers | None]:
+        """The queries see no key but lo <= j < hi; None: no limit."""
+        return None, None
+
+    def fit(self, B: int | None, Sq: int, Sk: int) -> None:
+        """Raise if the mask is not one for B (None: any) sequences of Sq queries and Sk keys."""
+
+    def fit_packed(self, B: int) -> None:
+        """Raise if the mask is not one for B sequences that lie packed one behind the other."""
+        raise ValueError(f"packed sequences have causal, causal_top_left, window and prefix for a mask; got {self!r}")
+
+    def materialize(self, Sq: int, Sk: int) -> NDArray[np.bool_]:
+        """The mask as a boolean array that broadcasts to (B, Hq, Sq, Sk). O(Sq Sk) memory: for the eye, and for tests."""
+        for part in self.parts:
+            part.fit(None, Sq, Sk)
+        j, at = np.arange(Sk), _queries(self.parts, np.arange(Sq)[:, None], Sq, Sk, lambda x: x[:, None, None, None])
+        seen = np.ones((Sq, Sk), bool)
+        for part in self.parts:
+            seen = _both(seen, part.sees(j, at))
+        return seen
+
+    def __and__(self, other: Mask | NDArray[np.bool_]) -> Mask:
+        return Joined(self.parts + _as_mask(other).parts)
+
+    def __rand__(self, other: NDArray[np.bool_]) -> Mask:
+        return Joined(_as_mask(other).parts + self.parts)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("a mask is neither true nor false; masks are joined with &, not with `and`")
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"masks do not change; make a new one instead of setting {name}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), tuple(getattr(self, name) for name in self.__match_args__)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and _comparable(self) == _comparable(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *_comparable(self)))
+
+    def __repr__(self) -> str:
+        arguments = [getattr(self, name) for name in self.__match_args__]
+        while len(arguments) > 1 and arguments[-1] is None:
+            arguments.pop()
+        return f"{type(self).__name__}({', '.join(map(_short, arguments))})"
+
+
+class Causal(Mask):
+    """`causal`: no key behind the query's own position; the last query stands at the last key, whatever Sq and Sk.
+
+    Sq = 2, Sk = 5    # # # # .        Sq = 3, Sk = 2    . .
+                      # # # # #                          # .
+                                                         # #
+    """
+
+    def sees(self, j: NDArray, at: Queries) -> NDArray:
+        return j <= at.p
+
+    def run(self, at: Queries) -> tuple[None, Integers]:
+        return None, at.p + 1
+
+    def fit_packed(self, B: int) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return "causal"
+
+
+class CausalTopLeft(Mask):
+    """`causal_top_left`: query i sees the keys up to key i, the first stands at the first, whatever Sq, Sk and lengths.
+
+    Sq = 2, Sk = 5    # . . . .        Sq = 3, Sk = 2    # .
+                      # # . . .                          # #
+                                                         # #
+    """
+
+    def sees(self, j: NDArray, at: Queries) -> NDArray:
+        return j <= at.i
+
+    def run(self, at: Queries) -> tuple[None, Integers]:
+        return None, at.i + 1
+
+    def fit_packed(self, B: int) -> None:
+        pass
+
+    def __repr__(self) -> str:
+        return "causal_top_left"
+
+
+causal = Causal()
+causal_top_left = CausalTopLeft()
+
+
+class window(Mask):
+    """At most `left` keys before and `right` keys behind the query's own position; None or -1: all of them.
+
+    The query's own key is not counted: the sliding window of W keys that models speak of is causal & window(W - 1).
+
+    window(1, 2), Sq = 3, Sk = 5    . # # # #
+                                    . . # # #
+                                    . . . # #
+    """
+
+    __match_args__ = ("left", "right")
+    left: int | None
+    right: int | None
+
+    def __init__(self, left: int | None, right: int | None = None) -> None:
+        vars(self).update(left=_side("left", left), right=_side("right", right))
+
+    def sees(self, j: NDArray, at: Queries) -> Any:
+        near = True if self.left is None else at.p - min(self.left, FAR) <= j
+        return near if self.right is None else near & (j <= at.p + min(self.right, FAR))
+
+    def run(self, at: Queries) -> tuple[Integers | None, Integers | None]:
+        return (None if self.left is None else at.p - min(self.left, FAR),
+                None if self.right is None else at.p + (min(self.right, FAR) + 1))
+
+    def fit_packed(self, B: int) -> None:
+        pass
+
+
+class lengths(Mask):
+    """Sequence b of the batch has only its first k_lengths[b] keys, and its first q_lengths[b] queries; the rest is padding.
+
+    Queries past q_lengths[b] see nothing. Causal, window and prefix joined with it go by the sequence's own lengths: query
+    i stands at position i + k_length - q_length, with q_length = Sq if not given: the cache of a decoder is
+    causal & lengths(k_lengths), padded sequences that look at themselves are causal & lengths(n, n).
+
+    causal & lengths([4], [2]),         # # # . .
+    Sq = 3, Sk = 5                      # # # # .
+                                        . . . . .
+    """
+
+    __match_args__ = ("k_lengths", "q_lengths")
+    k_lengths: NDArray[np.int64]
+    q_lengths: NDArray[np.int64] | None
+
+    def __init__(self, k_lengths: ArrayLike, q_lengths: ArrayLike | None = None) -> None:
+        k = _per_sequence("k_lengths", k_lengths)
+        q = None if q_lengths is None else _per_sequence("q_lengths", q_lengths)
+        if q is not None and q.shape != k.shape:
+            raise ValueError(f"k_lengths and q_lengths must be as many; got {k.size} and {q.size}")
+        vars(self).update(k_lengths=k, q_lengths=q)
+
+    def sees(self, j: NDArray, at: Queries) -> NDArray:
+        seen = j < at.each(self.k_lengths)
+        return seen if self.q_lengths is None else seen & (at.i < at.each(self.q_lengths))
+
+    def run(self, at: Queries) -> tuple[None, Integers]:
+        hi = at.each(self.k_lengths)
+        return None, hi if self.q_lengths is None else np.where(at.i < at.each(self.q_lengths), hi, 0)
+
+    def fit(self, B: int | None, Sq: int, Sk: int) -> None:
+        _fit_batch("k_lengths", self.k_lengths, B)
+        _at_most("k_lengths", self.k_lengths, "keys, Sk", Sk)
+        if self.q_lengths is not None:
+            _at_most("q_lengths", self.q_lengths, "queries, Sq", Sq)
+
+
+class packed(Mask):
+    """Sequences that lie one behind the other: query i sees key j if segment_ids, (S,) or (B, S), has one number for both.
+
+    Equal numbers stand together, and every place is both a query and a key: Sq = Sk = S.
+
+    packed([7, 7, 7, 2, 2])    # # # . .
+                               # # # . .
+                               # # # . .
+                               . . . # #
+                               . . . # #
+    """
+
+    __match_args__ = ("segment_ids",)
+    segment_ids: NDArray[np.int64]
+    lo: NDArray[np.int64]
+    hi: NDArray[np.int64]
+
+    def __init__(self, segment_ids: ArrayLike) -> None:
+        ids = _integers("segment_ids", segment_ids)
+        if ids.ndim not in (1, 2):
+            raise ValueError(f"segment_ids must be (S,) or (B, S); got {ids.shape}")
+        rows = np.atleast_2d(ids)
+        new = np.ones(rows.shape, bool)
+        new[:, 1:] = rows[:, 1:] != rows[:, :-1]
+        _stand_together(rows, new)
+        last = np.roll(new, -1, axis=1)             # a segment ends where the next begins, and at the end of the row
+        j, S = np.arange(rows.shape[1]), rows.shape[1]
+        lo = np.maximum.accumulate(np.where(new, j, 0), axis=1)
+        hi = np.minimum.accumulate(np.where(last, j + 1, S)[:, ::-1], axis=1)[:, ::-1]
+        vars(self).update(segment_ids=ids, lo=_frozen(lo), hi=_frozen(hi))
+
+    def sees(self, j: NDArray, at: Queries) -> NDArray:
+        same = self.segment_ids[..., :, None] == self.segment_ids[..., None, :]
+        return same if same.ndim == 2 else same[:, None]
+
+    def run(self, at: Queries) -> tuple[Integers, Integers]:
+        return self.lo, self.hi
+
+    def fit(self, B: int | None, Sq: int, Sk: int) -> None:
+        if not self.segment_ids.shape[-1] == Sq == Sk:
+            raise ValueError(f"packed needs one segment id for each place, S = Sq = Sk; got segment_ids "
+                             f"{self.segment_ids.shape}, Sq = {Sq}, Sk = {Sk}")
+        if self.segment_ids.ndim == 2:
+            _fit_batch("segment_ids", self.segment_ids, B)
+
+
+class prefix(Mask):
+    """Causal, but every query sees the first n keys, too; n is one number, or (B,) one for each sequence.
+
+    prefix(3), Sq = Sk = 5    # # # . .
+                              # # # . .
+                              # # # . .
+                              # # # # .
+                              # # # # #
+    """
+
+    __match_args__ = ("n",)
+    n: int | NDArray[np.int64]
+
+    def __init__(self, n: int | ArrayLike) -> None:
+        vars(self).update(n=_count("n", n) if np.ndim(n) == 0 else _per_sequence("n", n))
+
+    def first(self, at: Queries) -> Integers:
+        """How many keys each query sees at least."""
+        return min(self.n, FAR) if isinstance(self.n, int) else at.each(self.n)
+
+    def sees(self, j: NDArray, at: Queries) -> NDArray:
+        return (j < self.first(at)) | (j <= at.p)
+
+    def run(self, at: Queries) -> tuple[None, Integers]:
+        return None, np.maximum(self.first(at), at.p + 1)
+
+    def fit(self, B: int | None, Sq: int, Sk: int) -> None:
+        if not isinstance(self.n, int):
+            _fit_batch("n", self.n, B)
+
+    def fit_packed(self, B: int) -> None:
+        self.fit(B, 0, 0)
+
+
+class Boolean(Mask):
+    """A boolean array, True: may see. It is not copied."""
+
+    __match_args__ = ("seen",)
+    __hash__ = None                             # type: ignore[assignment]
+    seen: NDArray[np.bool_]
+
+    def __init__(self, seen: Any) -> None:
+        vars(self).update(seen=_booleans(seen))
+
+    def sees(self, j: NDArray, at: Queries) -> NDArray:
+        return self.seen
+
+    def fit(self, B: int | None, Sq: int, Sk: int) -> None:
+        sizes = (self.seen.shape[-1:], Sk), (self.seen.shape[-2:-1], Sq), (self.seen.shape[-4:-3], B)
+        if self.seen.ndim > 4 or any(size not in ((), (1,), (want,)) for size, want in sizes if want is not None):
+            raise ValueError(f"mask must broadcast to (B, Hq, Sq, Sk); got {self.seen.shape} for "
+                             f"{'' if B is None else f'B = {B}, '}Sq = {Sq}, Sk = {Sk}")
+
+    def __repr__(self) -> str:
+        return f"<bool {self.seen.shape}>"
+
+
+class Joined(Mask):
+    """What all of the masks let through."""
+
+    __match_args__ = ("masks",)
+    masks: tuple[Mask, ...]
+
+    def __init__(self, masks: tuple[Mask, ...]) -> None:
+        vars(self).update(masks=masks)
+
+    @property
+    def parts(self) -> tuple[Mask, ...]:
+        return self.masks
+
+    def __repr__(self) -> str:
+        return " & ".join(map(repr, self.masks))
+
+
+# ---- runs --------------------------------------------------------------------------------------------------------------
+def runs(mask: Any, B: int, Sq: int, Sk: int) -> tuple[NDArray | None, NDArray | None, NDArray | None]:
+    """(lo, hi, seen): query i of sequence b sees key j if lo[b, i] <= j < hi[b, i] and seen[b, h, i, j].
+
+    lo, hi  (B or 1, Sq) int64, contiguous, 0 <= lo <= hi <= Sk whatever the mask holds; both None: every key
+    seen    boolean, any shape that broadcasts to (B, Hq, Sq, Sk); None: all True
+
+    O(B Sq) time and memory, boolean arrays aside.
+    """
+    if mask is None:
+        return None, None, None
+    parts = _as_mask(mask).parts
+    for part in parts:
+        part.fit(B, Sq, Sk)
+    lo, hi = _joined_runs(parts, _queries(parts, np.arange(Sq), Sq, Sk, lambda x: x[:, None]), Sk, Sq)
+    seen = None
+    for part in parts:
+        if isinstance(part, Boolean):
+            seen = part.seen if seen is None else _both(seen, part.seen)
+    # A decoding step sees its whole cache under causal, too. The first comparison alone settles most other cases.
+    if hi is not None and hi.size and hi.item(0) == Sk and (hi == Sk).all() and not lo.any():
+        lo = hi = None
+    return lo, hi, seen
+
+
+def runs_packed(mask: Any, starts_q: NDArray, Sk: NDArray, Tq: int) -> tuple[NDArray | None, NDArray | None]:
+    """(lo, hi) for sequences packed one behind the other, each (1, Tq), keys counted from the sequence's own first.
+
+    starts_q (B + 1,) where each sequence's queries begin, then their end; Sk (B,) the keys it has. Queries behind that end
+    see nothing.
+    """
+    if mask is None:
+        return None, None
+    parts = _as_mask(mask).parts
+    for part in parts:
+        part.fit_packed(len(Sk))
+    Sq, T = np.diff(starts_q), int(starts_q[-1])
+
+    def each(x: NDArray) -> NDArray:
+        return np.repeat(x, Sq)
+
+    i = np.arange(T) - each(starts_q[:-1])
+    lo, hi = _joined_runs(parts, Queries(i, i + each(Sk - Sq), each), each(Sk), T)
+    if hi is None:
+        return None, None
+    behind = ((0, 0), (0, Tq - T))
+    return np.pad(lo, behind), np.pad(hi, behind)
+
+
+def _queries(parts: tuple[Mask, ...], i: NDArray, Sq: int, Sk: int, each: Callable) -> Queries:
+    """Queries i of sequences of Sq and Sk; the least of the lengths among the masks says where they stand."""
+    k: Integers = Sk
+    q: Integers = Sq
+    for part in parts:
+        if isinstance(part, lengths):
+            k = np.minimum(k, each(part.k_lengths))
+            q = q if part.q_lengths is None else np.minimum(q, each(part.q_lengths))
+    return Queries(i, i + (k - q), each)
+
+
+def _joined_runs(parts: tuple[Mask, ...], at: Queries, Sk: Integers, Sq: int) -> tuple[Any, Any]:
+    """The greatest lo and the least hi, (B or 1, Sq), with 0 <= lo <= hi <= Sk. None, None if there is no limit."""
+    los, his = [], []
+    for part in parts:
+        lo, hi = part.run(at)
+        if lo is not None:
+            los.append(lo)
+        if hi is not None:
+            his.append(hi)
+    if not los and not his:
+        return None, None
+    rows = max(len(x) if x.ndim == 2 else 1 for x in los + his)
+    lo, hi = np.zeros((2, rows, Sq), np.int64)
+    for x in los:
+        np.maximum(lo, x, out=lo)
+    if los:
+        np.minimum(lo, Sk, out=lo)
+    hi[...] = Sk
+    for x in his:
+        np.minimum(hi, x, out=hi)
+    np.maximum(hi, lo, out=hi)
+    return lo, hi
+
+
+# ---- checks ------------------------------------------------------------------------------------------------------------
+def _as_mask(x: Any) -> Mask:
+    return x if isinstance(x, Mask) else Boolean(x)
+
+
+def _both(a: NDArray, b: NDArray) -> NDArray:
+    """a and b."""
+    try:
+        return np.logical_and(a, b)
+    except ValueError:
+        raise ValueError(f"masks that are joined must broadcast to one (B, Hq, Sq, Sk); got {np.shape(a)} and "
+                         f"{np.shape(b)}") from None
+
+
+def _booleans(x: Any) -> NDArray[np.bool_]:
+    """x as a boolean array."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError("mask: masked arrays are not supported; pass a plain boolean array")
+    try:
+        seen = np.asarray(x)
+    except ValueError:
+        raise ValueError("mask: the lists of a boolean array must be as long as each other") from None
+    if seen.dtype != bool:
+        hint = {"f": "; what is added to the scores is a bias", "i": "; use x != 0", "u": "; use x != 0"}
+        what = type(x).__name__ if seen.dtype == object else f"an array of {seen.dtype}"
+        raise TypeError(f"mask must be a mask (causal, window(left, right), ...) or a boolean array; got {what}"
+                        f"{hint.get(seen.dtype.kind, '')}")
+    return seen
+
+
+def _integers(name: str, x: Any) -> NDArray[np.int64]:
+    """A private copy of integers that nobody can change, taken before anything is checked."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported")
+    try:
+        copy = np.array(x)
+    except ValueError:
+        raise ValueError(f"{name}: its lists must be as long as each other") from None
+    if copy.dtype.kind not in "iu" and copy.size:
+        raise TypeError(f"{name} must be integers; got {type(x).__name__ if copy.dtype == object else copy.dtype}")
+    if copy.dtype == np.uint64 and copy.size and copy.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must be below 2^63; got {copy.max()}")
+    return _frozen(copy)
+
+
+def _frozen(x: NDArray) -> NDArray[np.int64]:
+    """x over bytes, which NumPy never makes writeable."""
+    return np.ndarray(x.shape, np.int64, x.astype(np.int64).tobytes())
+
+
+def _per_sequence(name: str, x: Any) -> NDArray[np.int64]:
+    """(B,) integers, none negative."""
+    numbers = _integers(name, x)
+    if numbers.ndim != 1:
+        raise ValueError(f"{name} must be (B,), one integer for each sequence; got {numbers.shape}")
+    _refuse(numbers < 0, numbers, f"{name} must not be negative")
+    return numbers
+
+
+def _fit_batch(name: str, x: NDArray, B: int | None) -> None:
+    if B is not None and len(x) != B:
+        raise ValueError(f"{name} must be for each of the B = {B} sequences of the batch; got {len(x)}")
+
+
+def _at_most(name: str, x: NDArray, what: str, most: int) -> None:
+    _refuse(x > most, x, f"{name} must be at most the {what} = {most}")
+
+
+def _refuse(wrong: NDArray, x: NDArray, rule: str) -> None:
+    if wrong.any():
+        b = int(wrong.argmax())
+        raise ValueError(f"{rule}; sequence {b} has {x[b]}")
+
+
+def _count(name: str, x: Any) -> int:
+    """One integer, not negative."""
+    try:
+        n = operator.index(x)
+    except TypeError:
+        n = None
+    if n is None or isinstance(x, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer; got {type(x).__name__}")
+    if n < 0:
+        raise ValueError(f"{name} must not be negative; got {n}")
+    return n
+
+
+def _side(name: str, x: Any) -> int | None:
+    """How many keys a window has on one side; None: all."""
+    return None if x is None or (type(x) is int and x == -1) else _count(name, x)
+
+
+def _stand_together(rows: NDArray, new: NDArray) -> None:
+    """Raise if an id of a row begins a segment (new) twice."""
+    b, j = np.nonzero(new)
+    ids = rows[b, j]
+    order = np.lexsort((ids, b))
+    b, j, ids = b[order], j[order], ids[order]
+    again = np.flatnonzero((b[1:] == b[:-1]) & (ids[1:] == ids[:-1]))
+    if again.size:
+        n = again[0]
+        raise ValueError(f"segment_ids: equal ids must stand together; in row {b[n]} a segment of id {ids[n]} begins at "
+                         f"{j[n]} and another at {j[n + 1]}")
+
+
+def _comparable(mask: Mask) -> tuple:
+    """What a mask was made of, as values that can be compared and hashed."""
+    return tuple((x.shape, x.tobytes()) if isinstance(x, np.ndarray) else x for x in mask.__reduce__()[1])
+
+
+def _short(x: Any) -> str:
+    """An argument as a person would write it."""
+    return np.array2string(x, separator=", ", threshold=8, edgeitems=3) if isinstance(x, np.ndarray) else repr(x)

@@ -1,0 +1,1 @@
+"""Micro-kernels: score, softmax, mix. Registers only; no masks, threads or checks."""

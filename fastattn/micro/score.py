@@ -1,0 +1,44 @@
+"""Score: how similar is each word to every other word, sᵀ = k qᵀ, and its weight at once, p = 2^(s - m).
+
+                 queries ->                    A register holds one key's score for as many queries as it has lanes, so
+    key j        s s s s | s s s s | ...       the largest score and the sum of weights run down the registers, and an
+    key j + 1    s s s s | s s s s | ...       edge of a mask is a lane compare.
+
+q comes scaled by scale log2 e (with softcap: by scale / cap), so scores are the log2 of unnormalised weights.
+The weights are taken before the largest score is known, from a guess of it that is checked afterwards: `softmax.py`.
+"""
+
+from __future__ import annotations
+
+from ..jit import kernel
+from ..simd.math import exp2_less, tanh
+from ..simd.vec import INF, lanewise, load, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
+
+# What is added to a score: ALiBi, bias, and -inf where a key is hidden, whatever the score there is, NaN included.
+added = lanewise(lambda t, a: (t + a).where(a.differs(-INF), -INF))
+
+
+@kernel
+def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend):
+    """Score and weigh `keys` keys, a multiple of the tile's rows, for the tile's queries.
+
+    s[j, i] = 2^(k[j] qᵀ[:, i] - kept[i]); seen[i] becomes the largest score of query i, part[i] grows by its weights.
+
+    Relies on: k's channels adjacent, rows of k_row bytes; qᵀ (D, W), s and addend (keys, W), W in bytes; kept, seen and
+    part a vector each for the tile's queries.
+    Registers: rows x vecs sums, vecs of queries, 1 broadcast: 21 of 32 for 4 x 4; then 8 more for exp2.
+    """
+    for j in range(0, keys, rows_of(shape)):
+        t, column, queries = zeros(shape), k + j * k_row, qt
+        for _ in range(D):
+            t = rank1(t, column, k_row, queries)            # t += k[j:j + rows, d] qᵀ[d, :]
+            column += size_of(shape)
+            queries += W
+        if cap is not None:
+            t = scaled(tanh(t), cap)
+        if addend is not None:
+            t = added(t, load(shape, addend + j * W, W))
+        store(rowmax(load(row, seen, W), t), seen, W)
+        t = exp2_less(t, load(row, kept, W))
+        store(rowsum(load(row, part, W), t), part, W)
+        store(t, s + j * W, W)

@@ -1,0 +1,1 @@
+"""Whole passes over a call's tiles."""

@@ -1,0 +1,520 @@
+"""The forward pass: one tile of queries over its keys, block by block: score, softmax, mix.
+
+    for each task (item, kv head, tile of W queries), heaviest first within a head:
+        qᵀ packed, scaled by scale log2 e
+        for each block of 64 keys, counted from key 0, that any of the queries sees:
+            score and weigh it, 16 keys at a time:   all queries see all 16   no mask code
+                                                     some do                  what is added to the scores is laid out first:
+                                                                              ALiBi, bias, -inf where hidden; vectors of
+                                                                              queries that see none are left out
+                                                     none                     zeros
+            if a largest score moved too far: move `kept`, weigh the block again
+            mix the block into o
+        o / l, lse
+
+Hidden values are never seen. A hidden score is replaced, whatever it is; a hidden v is multiplied by 0, so where a block is
+not seen by all its v is searched for NaN and inf, and where there are any they are mixed by hand into the rows that see them.
+
+Weights are not divided by their sum before they are mixed, so a sum may overflow where the result does not. What came out
+NaN or inf is made again, with v a 2^80th of itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..jit import kernel
+from ..micro.mix import mix
+from ..micro.score import score
+from ..micro.softmax import inverse, moved_if_far
+from ..simd.math import exp2
+from ..simd.vec import (
+    INF,
+    add,
+    any_lane,
+    byte,
+    column_of,
+    fill,
+    lane_of,
+    lanes_of,
+    lanewise,
+    load,
+    load_mask_table,
+    load_offsets,
+    load_part,
+    load_table,
+    maximum,
+    multiply,
+    number,
+    put_number,
+    put_word,
+    row_of,
+    rows_of,
+    scale_rows,
+    scaled,
+    size_of,
+    square_of,
+    store,
+    store_part,
+    subtract,
+    take,
+    transpose,
+    vecs_of,
+    word,
+    zeros,
+)
+from ..tiles.rows import LOG2_E, place_rows, seen_by_all, seen_by_any
+from ..tiles.sizes import BLOCK, GRAIN, GROUP, rest_of, score_1, score_2, score_3, score_4
+
+LN_2 = math.log(2)
+FAR = 1 << 62                   # no limit
+SHRINK = 2.0**-80
+
+inside = lanewise(lambda a, x, lo, hi: a.where(a.builder.and_(x.not_less(lo), x < hi), -INF))
+beyond = lanewise(lambda a, slope, position, x: a - slope * (position - x).magnitude())
+# What is made again goes where what was there is NaN or inf: the other channels of the row have nothing to mend.
+mended = lanewise(lambda new, old: new.where((old * 0.0).differs(0.0), old))
+# The product of a finite bias and log2 e may be -inf, which would hide the key.
+in_log2 = lanewise(lambda bias: (bias * LOG2_E).where(
+    bias.builder.or_((bias * LOG2_E).differs(-INF), bias.equals(-INF)), bias))
+# 0 x is NaN where x is NaN or inf, and 0 elsewhere.
+poisoned = lanewise(lambda x, y: y.fma(0.0, x))
+is_nan = any_lane(lambda x: x.differs(x))
+healed = lanewise(lambda x: x.like(0.0).where((x * 0.0).differs(0.0), x))
+
+
+# ---- queries ---------------------------------------------------------------------------------------------------------
+@kernel
+def pack(full, job, work, rows):
+    """qᵀ (D, W) scaled, `lanes` queries by `lanes` channels at a time; queries beyond `rows` are 0."""
+    square, L = square_of(full), lanes_of(full)
+    W = vecs_of(full) * L * size_of(full)
+    for r in range(rows, -(-rows // L) * L):
+        put_word(work.q_at + 8 * r, word(work.q_at))
+    for v in range(-(-rows // L)):
+        for d in range(0, job.D, L):
+            t = load_table(square, work.q_at + 8 * v * L, d * size_of(full), job.D - d)
+            store(scaled(transpose(t), job.scale), work.qt + d * W + v * L * size_of(full), W)
+
+
+# ---- what is added to scores -------------------------------------------------------------------------------------------
+@kernel
+def place_edges(full, work, j0, vecs):
+    """lo, hi and position of every query relative to key j0, as numbers."""
+    lane, L, V = lane_of(full), lanes_of(full), lanes_of(full) * size_of(full)
+    for v in range(vecs):
+        table = 8 * v * L
+        store(load_offsets(lane, work.first + table, j0, -1, BLOCK + 1), work.lo + v * V, 0)
+        store(load_offsets(lane, work.last + table, j0, -1, BLOCK + 1), work.hi + v * V, 0)
+        store(load_offsets(lane, work.where + table, j0, -FAR, FAR), work.position + v * V, 0)
+
+
+@kernel
+def place_addend(full, job, work, extra, j0, j, n, v0, v1):
+    """addend (GRAIN, W) for keys j0 + j and on, vectors v0 to v1 of queries: ALiBi + bias, -inf where a key is hidden."""
+    lane, square, L, V = lane_of(full), square_of(full), lanes_of(full), lanes_of(full) * size_of(full)
+    W = vecs_of(full) * V
+    for v in range(v0, v1):
+        at = work.addend + v * V
+        if extra is not None:
+            for g in range(0, GRAIN, L):
+                t = zeros(square)
+                if job.bias != 0:
+                    where, count = (j0 + j + g) * job.bias_j, n - g if job.bias_j != 0 else L
+                    t = in_log2(transpose(load_table(square, work.bias_at + 8 * v * L, where, count)))
+                if job.seen != 0:
+                    where, count = (j0 + j + g) * job.seen_j, n - g if job.seen_j != 0 else L
+                    t = add(t, transpose(load_mask_table(square, work.seen_at + 8 * v * L, where, count)))
+                store(t, at + g * W, W)
+        lo, hi, sees = load(lane, work.lo + v * V, W), load(lane, work.hi + v * V, W), load(lane, work.sees + v * V, W)
+        x, one = fill(lane, j), fill(lane, 1)
+        for r in range(GRAIN):
+            a = zeros(lane)
+            if extra is not None:
+                a = load(lane, at + r * W, W)
+                if job.slopes != 0:
+                    a = beyond(a, load(lane, work.slope + v * V, W), load(lane, work.position + v * V, W), x)
+            a = inside(a, x, lo, hi)
+            sees = maximum(a, sees)
+            store(a, at + r * W, W)
+            x = add(x, one)
+        store(sees, work.sees + v * V, W)
+
+
+# ---- score -------------------------------------------------------------------------------------------------------------
+@kernel
+def score_partly(full, job, work, cap, k, k_row, s, v0, v1):
+    """GRAIN keys for the vectors v0 to v1 of queries, with what is added to the scores."""
+    V = lanes_of(full) * size_of(full)
+    W, x, vecs = vecs_of(full) * V, v0 * V, v1 - v0
+    qt, kept, top, part, addend = work.qt + x, work.kept + x, work.top + x, work.part + x, work.addend + x
+    if vecs == 1:
+        score(score_1(full), row_of(score_1(full)), k, k_row, GRAIN, qt, s + x, W, job.D, kept, top, part, cap, addend)
+    elif vecs == 2:
+        score(score_2(full), row_of(score_2(full)), k, k_row, GRAIN, qt, s + x, W, job.D, kept, top, part, cap, addend)
+    elif vecs == 3:
+        score(score_3(full), row_of(score_3(full)), k, k_row, GRAIN, qt, s + x, W, job.D, kept, top, part, cap, addend)
+    else:
+        score(score_4(full), row_of(score_4(full)), k, k_row, GRAIN, qt, s + x, W, job.D, kept, top, part, cap, addend)
+
+
+@kernel
+def copy_rows(full, source, source_row, rows, count, target, target_row, heal, factor):
+    """`rows` rows of `count` numbers times a factor, whole vectors written; heal: NaN and inf become 0."""
+    lane, L = lane_of(full), lanes_of(full)
+    for r in range(rows):
+        for c in range(0, count, L):
+            x = load_part(lane, source + r * source_row + c * size_of(full), 0, count - c)
+            store(scaled(healed(x) if heal else x, factor), target + r * target_row + c * size_of(full), 0)
+
+
+@kernel
+def clear(full, s, W, v0, v1):
+    """No weights for GRAIN keys and the vectors v0 to v1 of queries."""
+    for v in range(v0, v1):
+        for r in range(GRAIN):
+            store(zeros(lane_of(full)), s + r * W + v * lanes_of(full) * size_of(full), 0)
+
+
+@kernel
+def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_last, vecs):
+    """Weigh a block. True if every query sees every key of it."""
+    V = lanes_of(full) * size_of(full)
+    W = vecs_of(full) * V
+    j, whole, edges = 0, True, False
+    while j < keys:
+        a, n = j0 + j, min(GRAIN, keys - j)
+        if plain and n == GRAIN and a >= all_first and a + GRAIN <= all_last and vecs == vecs_of(full):
+            run = GRAIN
+            while j + run + GRAIN <= keys and a + run + GRAIN <= all_last:
+                run += GRAIN
+            score(full, row_of(full), k + j * job.k_s, job.k_s, run, work.qt, work.s + j * W, W, job.D,
+                  work.kept, work.top, work.part, cap, None)
+            store(zeros(row_of(full)), work.sees, W)
+            j += run
+            continue
+        whole = False
+        if not edges:
+            place_edges(full, work, j0, vecs)
+            edges = True
+        v0, v1 = 0, vecs
+        while v0 < v1 and not (word(work.vec_first + 8 * v0) < a + n and a < word(work.vec_last + 8 * v0)):
+            v0 += 1
+        while v0 < v1 and not (word(work.vec_first + 8 * v1 - 8) < a + n and a < word(work.vec_last + 8 * v1 - 8)):
+            v1 -= 1
+        clear(full, work.s + j * W, W, 0, v0)
+        clear(full, work.s + j * W, W, max(v0, v1), vecs)
+        if v0 < v1:
+            place_addend(full, job, work, extra, j0, j, n, v0, v1)
+            at_k, k_row = k + j * job.k_s, job.k_s
+            if n < GRAIN:
+                k_row = -(-job.D // lanes_of(full)) * V
+                copy_rows(full, at_k, job.k_s, n, job.D, work.tail, k_row, False, 1.0)
+                at_k = work.tail
+            score_partly(full, job, work, cap, at_k, k_row, work.s + j * W, v0, v1)
+        j += GRAIN
+    return whole
+
+
+# ---- mix ---------------------------------------------------------------------------------------------------------------
+@kernel
+def mix_rows(shape, work, W, v, v_row, count, channel, j0, keys, whole, fresh, i):
+    """One tile of the mix: rows i and on, over the keys of the block that any of them sees."""
+    j, end = 0, keys
+    if not whole:
+        first, last = seen_by_any(work, i, i + rows_of(shape))
+        j, end = max(0, first - j0), min(keys, last - j0)
+    mix(shape, work.s + j * W + i * size_of(shape), W, v + j * v_row, v_row, end - j, count,
+        work.o + i * work.o_row + channel, work.o_row, fresh)
+
+
+@kernel
+def mix_channels(shape, full, work, rows, v, v_row, count, channel, j0, keys, whole, fresh):
+    """The block into one stretch of channels of every row."""
+    queries = vecs_of(full) * lanes_of(full)
+    W, i = queries * size_of(full), 0
+    while i < rows and i + rows_of(shape) <= queries:
+        mix_rows(shape, work, W, v, v_row, count, channel, j0, keys, whole, fresh, i)
+        i += rows_of(shape)
+    while i < rows:
+        mix_rows(rest_of(shape), work, W, v, v_row, count, channel, j0, keys, whole, fresh, i)
+        i += rows_of(rest_of(shape))
+
+
+@kernel
+def mix_block(full, wide, last, tail, job, work, rows, v, v_row, j0, keys, whole, fresh):
+    """The block into all channels: `wide` at a time, then `last`, whose last vector has `tail` (None: all) of them."""
+    channel = 0
+    if wide is not None:
+        step, end = vecs_of(wide) * lanes_of(full) * size_of(full), job.Dv * size_of(full)
+        while channel + step < end:
+            mix_channels(wide, full, work, rows, v + channel, v_row, None, channel, j0, keys, whole, fresh)
+            channel += step
+    mix_channels(last, full, work, rows, v + channel, v_row, tail, channel, j0, keys, whole, fresh)
+
+
+@kernel
+def is_poisoned(full, v, v_row, keys, Dv):
+    """Whether there is a NaN or an inf among the values of these keys. Eight rows at a time, as an FMA takes four cycles."""
+    column, lane, L = column_of(full), lane_of(full), lanes_of(full)
+    x, y = zeros(column), zeros(lane)
+    for c in range(0, Dv, L):
+        at, count, j = v + c * size_of(full), Dv - c, 0
+        while j + rows_of(column) <= keys:
+            if count >= L:
+                x = poisoned(x, load(column, at + j * v_row, v_row))
+            else:
+                x = poisoned(x, load_part(column, at + j * v_row, v_row, count))
+            j += rows_of(column)
+        while j < keys:
+            y = poisoned(y, load_part(lane, at + j * v_row, 0, count))
+            j += 1
+    return is_nan(x) or is_nan(y)
+
+
+@kernel
+def mix_poison(full, job, work, extra, rows, v, j0, keys):
+    """o[i, c] += p[j, i] v[j, c] for the v that are NaN or inf, and for the queries that see their keys alone."""
+    item = size_of(full)
+    W = vecs_of(full) * lanes_of(full) * item
+    for j in range(keys):
+        for c in range(job.Dv):
+            x = number(full, v + j * job.v_s + c * item)
+            if x - x == 0:
+                continue
+            for i in range(rows):
+                sees = word(work.first + 8 * i) <= j0 + j and j0 + j < word(work.last + 8 * i)
+                if extra is not None:
+                    if sees and job.seen != 0:
+                        sees = byte(word(work.seen_at + 8 * i) + (j0 + j) * job.seen_j) != 0
+                    if sees and job.bias != 0:
+                        sees = number(full, word(work.bias_at + 8 * i) + (j0 + j) * job.bias_j) != -INF
+                if sees:
+                    o = work.o + i * work.o_row + c * item
+                    put_number(full, o, number(full, o) + number(full, work.s + j * W + i * item) * x)
+
+
+# ---- a tile --------------------------------------------------------------------------------------------------------------
+@kernel
+def start(full, job, work, h, row0, rows, Sq):
+    """The state before the first key. A sink is a starting state: seen = its score, l = its weight, o = 0."""
+    row = row_of(full)
+    W = vecs_of(full) * lanes_of(full) * size_of(full)
+    store(zeros(row), work.kept, W)
+    store(fill(row, -INF), work.top, W)
+    store(fill(row, -INF), work.sees, W)
+    if job.sink != 0:
+        for r in range(rows):
+            head = h * job.group + (row0 + r) // Sq
+            put_number(full, work.top + r * size_of(full), LOG2_E * number(full, job.sink + head * size_of(full)))
+        moved_if_far(row, W, work.top, work.kept, work.factor)
+    store(exp2(subtract(load(row, work.top, W), load(row, work.kept, W))), work.l, W)
+    store(zeros(row), work.l_far, W)
+
+
+@kernel
+def rescale(full, work, rows, count, o, l):
+    """o and l times the factors."""
+    row = row_of(full)
+    W = vecs_of(full) * lanes_of(full) * size_of(full)
+    store(multiply(load(row, l, W), load(row, work.factor, W)), l, W)
+    for r in range(rows):
+        for c in range(0, count, lanes_of(full)):
+            at = o + r * work.o_row + c * size_of(full)
+            store(scale_rows(load(lane_of(full), at, 0), work.factor + r * size_of(full), 0), at, 0)
+
+
+@kernel
+def put_by(full, work, rows, count, fresh):
+    """Add o and l to the third level of sums; fresh: they are the first."""
+    row, lane = row_of(full), lane_of(full)
+    W = vecs_of(full) * lanes_of(full) * size_of(full)
+    store(add(load(row, work.l_far, W), load(row, work.l, W)), work.l_far, W)
+    store(zeros(row), work.l, W)
+    for r in range(rows):
+        for c in range(0, count, lanes_of(full)):
+            at = r * work.o_row + c * size_of(full)
+            x = load(lane, work.o + at, 0)
+            store(x if fresh else add(x, load(lane, work.o_far + at, 0)), work.o_far + at, 0)
+
+
+@kernel
+def write_part(shape, work, r, channel, count, empty, far, again, x):
+    """A stretch of channels of row r, o / l, to where it belongs; x + 0 o, which is NaN where o is NaN or inf."""
+    at, target = r * work.o_row + channel, word(work.o_at + 8 * r) + channel
+    y = zeros(shape)
+    if not empty:
+        y = load(shape, work.o + at, 0)
+    if far:
+        y = add(y, load(shape, work.o_far + at, 0))
+    y = scale_rows(y, work.part + r * size_of(shape), 0)
+    if again:
+        y = scaled(y, 1 / SHRINK)
+        y = mended(y, load(shape, target, 0) if count is None else load_part(shape, target, 0, count))
+    if count is None:
+        store(y, target, 0)
+    else:
+        store_part(y, target, 0, count)
+    return poisoned(x, y)
+
+
+@kernel
+def write_row(full, wide, last, tail, job, work, r, empty, far, again):
+    """o / l of row r to where it belongs; True if there is a NaN or an inf in it."""
+    channel, bad = 0, False
+    if wide is not None:
+        x = zeros(row_of(wide))
+        step, end = vecs_of(wide) * lanes_of(full) * size_of(full), job.Dv * size_of(full)
+        while channel + step < end:
+            x = write_part(row_of(wide), work, r, channel, None, empty, far, again, x)
+            channel += step
+        bad = is_nan(x)
+    return is_nan(write_part(row_of(last), work, r, channel, tail, empty, far, again, zeros(row_of(last)))) or bad
+
+
+@kernel
+def finish(full, wide, last, tail, job, work, rows, empty, far, again):
+    """Write o / l and lse. True if something came out NaN or inf."""
+    row, item = row_of(full), size_of(full)
+    W = vecs_of(full) * lanes_of(full) * item
+    l = add(load(row, work.l, W), load(row, work.l_far, W))
+    store(l, work.l, W)
+    store(inverse(l, load(row, work.sees, W)), work.part, W)
+    bad = False
+    for r in range(rows):
+        bad = write_row(full, wide, last, tail, job, work, r, empty, far, again) or bad
+        if job.lse != 0:
+            put_number(full, word(work.lse_at + 8 * r),
+                       LN_2 * (number(full, work.kept + r * item) + math.log2(np.float64(number(full, work.l + r * item)))))
+    return bad
+
+
+@kernel
+def any_seen(work, job, rows, j0, keys):
+    """Whether the mask shows any of these keys to any row, and whether it shows all of them to all."""
+    some, all_ = False, True
+    for r in range(rows):
+        at = word(work.seen_at + 8 * r) + j0 * job.seen_j
+        for j in range(keys):
+            if byte(at + j * job.seen_j) != 0:
+                some = True
+            else:
+                all_ = False
+        if some and not all_:
+            break
+    return some, all_
+
+
+@kernel
+def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v, Sq, Sk, hull, common, again):
+    """All keys of a tile of queries; True if a row came out NaN or inf. `again`: what came out so, once more, v shrunk."""
+    row = row_of(full)
+    W = vecs_of(full) * lanes_of(full) * size_of(full)
+    start(full, job, work, h, row0, rows, Sq)
+    (first, end), (all_first, all_last) = hull, common
+    vecs = -(-rows // lanes_of(full))
+    fresh, fresh_far = True, True
+    j0 = first // BLOCK * BLOCK
+    while j0 < end:
+        keys = min(BLOCK, Sk - j0)
+        plain, some = True, True
+        if extra is not None:
+            plain = job.bias == 0 and job.slopes == 0
+            if job.seen != 0:
+                some, all_ = any_seen(work, job, rows, j0, keys)
+                plain = plain and all_
+        if some:
+            store(zeros(row), work.part, W)
+            at_k = k + j0 * job.k_s
+            whole = score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs)
+            if moved_if_far(row, W, work.top, work.kept, work.factor):
+                rescale(full, work, 0 if fresh else rows, job.Dv, work.o, work.l)
+                rescale(full, work, 0 if fresh_far else rows, job.Dv, work.o_far, work.l_far)
+                store(zeros(row), work.part, W)
+                score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs)
+            store(add(load(row, work.l, W), load(row, work.part, W)), work.l, W)
+            at_v, v_row = v + j0 * job.v_s, job.v_s
+            poison = False
+            if not whole:
+                poison = is_poisoned(full, at_v, v_row, keys, job.Dv)
+            if poison or again:
+                copy_rows(full, at_v, v_row, keys, job.Dv, work.v, work.v_row, poison, SHRINK if again else 1.0)
+                at_v, v_row = work.v, work.v_row
+            mix_block(full, wide, last, tail, job, work, rows, at_v, v_row, j0, keys, whole, fresh)
+            if poison:
+                mix_poison(full, job, work, extra, rows, v + j0 * job.v_s, j0, keys)
+            fresh = False
+        if j0 // BLOCK % GROUP == GROUP - 1 and not fresh:
+            put_by(full, work, rows, job.Dv, fresh_far)
+            fresh, fresh_far = True, False
+        j0 += BLOCK
+    return finish(full, wide, last, tail, job, work, rows, fresh, not fresh_far, again)
+
+
+@kernel
+def item_of(job, task):
+    """Which item a task belongs to, where items have sequences of their own: the last whose first task is not past it."""
+    lo, hi = 0, job.items
+    while hi - lo > 1:
+        middle = (lo + hi) // 2
+        if word(job.sequences + 40 * middle + 32) <= task:
+            lo = middle
+        else:
+            hi = middle
+    return lo
+
+
+@kernel
+def tile(full, wide, last, tail, cap, extra, job, work, task):
+    """One task: a tile of queries of one kv head of one item."""
+    W = vecs_of(full) * lanes_of(full)
+    b, q0, k0, Sq, Sk = 0, 0, 0, job.Sq, job.Sk
+    if job.sequences != 0:
+        b = item_of(job, task)
+        at = job.sequences + 40 * b
+        q0, k0, Sq, Sk = word(at), word(at + 8), word(at + 16), word(at + 24)
+        task -= word(at + 32)
+    tiles = -(-job.group * Sq // W)
+    h = task // tiles
+    if job.sequences == 0:
+        b, h = h // job.heads, h % job.heads
+    row0 = (tiles - 1 - task % tiles) * W
+    rows = min(W, job.group * Sq - row0)
+    item = 0 if job.sequences != 0 else b
+    place_rows(full, job, work, item, h, row0, rows, q0, Sq, Sk)
+    first, end = 1 << 62, 0
+    for v in range(-(-rows // lanes_of(full))):
+        lo, hi = 0, Sk
+        if job.lo != 0:
+            lo, hi = seen_by_any(work, v * lanes_of(full), min(rows, (v + 1) * lanes_of(full)))
+        put_word(work.vec_first + 8 * v, lo)
+        put_word(work.vec_last + 8 * v, hi)
+        first, end = min(first, lo), max(end, hi)
+    common = (0, Sk) if job.lo == 0 else seen_by_all(work, rows)
+    pack(full, job, work, rows)
+    k = job.k + item * job.k_b + h * job.k_h + k0 * job.k_s
+    v = job.v + item * job.v_b + h * job.v_h + k0 * job.v_s
+    for turn in range(2):
+        if not over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v, Sq, Sk, (first, end), common,
+                         turn == 1):
+            break
+
+
+def forward(job, work, budget, full, wide, last, tail, cap, extra):
+    """Take at most `budget` tasks from the counter; the number done, less than `budget` if none is left.
+
+    Types alone: full, wide (or None), last: tiles of score and mix; tail: v's rows end inside a vector; cap: there is a
+    softcap; extra: there is a bias, ALiBi or a mask that is not a run.
+    """
+    if tail is not None:
+        tail = job.tail
+    if cap is not None:
+        cap = job.cap
+    for done in range(budget):
+        task = take(job.counter)
+        if task >= job.tasks:
+            return done
+        tile(full, wide, last, tail, cap, extra, job, work, task)
+    return budget

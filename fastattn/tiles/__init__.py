@@ -1,0 +1,1 @@
+"""How a call is cut into tiles, and who works on them."""

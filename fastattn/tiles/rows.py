@@ -1,0 +1,84 @@
+"""Where things live: the rows of a tile of queries, and the keys that each of them sees.
+
+A tile has W queries of the heads that share one kv head: row r of all is query r % Sq of head r // Sq, so that a group's
+heads fill tiles together. Each row has its addresses and its run of keys, first <= j < last, in the tables of `WORK`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..jit import kernel
+from ..simd.vec import lanes_of, number, put_number, put_word, size_of, vecs_of, word
+
+LOG2_E = math.log2(math.e)
+
+
+@kernel
+def ladder(table, rows, at, step):
+    """table[r] = at + r step. Simple enough for LLVM to write whole vectors."""
+    for r in range(rows):
+        put_word(table + 8 * r, at + r * step)
+
+
+@kernel
+def copied(table, rows, source):
+    """table[r] = source[r]."""
+    for r in range(rows):
+        put_word(table + 8 * r, word(source + 8 * r))
+
+
+@kernel
+def place_rows(full, job, work, b, h, row0, rows, q0, Sq, Sk):
+    """Fill the tables for `rows` queries from row0 on of kv head h of item b. Rows beyond see nothing and lie on the first."""
+    W, item = vecs_of(full) * lanes_of(full), size_of(full)
+    head, i, r = h * job.group + row0 // Sq, row0 % Sq, 0
+    while r < rows:
+        n, at = min(rows - r, Sq - i), 8 * r
+        ladder(work.q_at + at, n, job.q + b * job.q_b + head * job.q_h + (q0 + i) * job.q_s, job.q_s)
+        ladder(work.o_at + at, n, job.o + b * job.o_b + head * job.o_h + (q0 + i) * job.o_s, job.o_s)
+        ladder(work.where + at, n, i + Sk - Sq, 1)
+        if job.lse != 0:
+            ladder(work.lse_at + at, n, job.lse + b * job.lse_b + head * job.lse_h + (q0 + i) * job.lse_s, job.lse_s)
+        if job.bias != 0:
+            ladder(work.bias_at + at, n, job.bias + b * job.bias_b + head * job.bias_h + i * job.bias_s, job.bias_s)
+        if job.seen != 0:
+            ladder(work.seen_at + at, n, job.seen + b * job.seen_b + head * job.seen_h + i * job.seen_s, job.seen_s)
+        if job.lo != 0:
+            copied(work.first + at, n, job.lo + b * job.run_b + 8 * (q0 + i))
+            copied(work.last + at, n, job.hi + b * job.run_b + 8 * (q0 + i))
+        else:
+            ladder(work.first + at, n, 0, 0)
+            ladder(work.last + at, n, Sk, 0)
+        if job.slopes != 0:
+            slope = LOG2_E * number(full, job.slopes + head * item)
+            for x in range(r, r + n):
+                put_number(full, work.slope + x * item, slope)
+        r, i, head = r + n, 0, head + 1
+    at, beyond = 8 * rows, W - rows
+    ladder(work.q_at + at, beyond, word(work.q_at), 0)
+    ladder(work.bias_at + at, beyond, word(work.bias_at), 0)
+    ladder(work.seen_at + at, beyond, word(work.seen_at), 0)
+    ladder(work.where + at, beyond, 0, 0)
+    ladder(work.first + at, beyond, 0, 0)
+    ladder(work.last + at, beyond, 0, 0)
+
+
+@kernel
+def seen_by_any(work, row0, row1):
+    """The keys that some of these rows see lie in [first, last)."""
+    first, last = 1 << 62, 0
+    for r in range(row0, row1):
+        lo, hi = word(work.first + 8 * r), word(work.last + 8 * r)
+        if lo < hi:
+            first, last = min(first, lo), max(last, hi)
+    return first, last
+
+
+@kernel
+def seen_by_all(work, rows):
+    """The keys that every one of the rows sees are [first, last)."""
+    first, last = 0, 1 << 62
+    for r in range(rows):
+        first, last = max(first, word(work.first + 8 * r)), min(last, word(work.last + 8 * r))
+    return first, last

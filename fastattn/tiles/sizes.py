@@ -1,0 +1,81 @@
+"""Tile sizes, from the target's lanes and registers.
+
+                                     32 registers          16 registers
+    queries a tile      W            4 vectors             2 vectors         AVX-512 f32: 64, AVX2 f32: 16
+    keys a block        BLOCK        64                    64
+    score tile          rows x vecs  4x4 4x3 8x2 16x1      4x2 8x1           sums + 1 broadcast + vecs of queries
+    mix tile            rows x vecs  6x4 8x3 8x2 16x1      4x2 8x1           sums + 1 broadcast + vecs of channels
+
+Why these. An FMA takes 4 cycles and one or two start in each, so a tile needs at least 8 sums in flight; a rank-1 update of
+R x V sums loads R + V operands for R V FMAs, and two loads start in a cycle, so R V >= R + V leaves the FMA units busy.
+6x4 for the mix, where 64 queries leave a tile of 4 rows over, because V's rows lie as the user has them: off a 64-byte
+line each load costs two, and 4x4 falls from 231 to 200 GFLOP/s where 6x4 falls from 237 to 230 (one core of an Intel
+Xeon with AVX-512, peak 240). The score tile reads its vectors from aligned scratch and 4x4 is as fast as 6x4 there.
+A block of 64 keys: 32 to 128 are within 2 % of each other, and 64 divides into groups of 16 keys, the grain of masks.
+The sum over a block's keys stays in registers and is added to the running output once, and every GROUP blocks that is
+added to a third level: sums of 65,536 terms err like sums of 64 + 32 + 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from numba import types
+
+from ..machine import TARGET
+from ..simd.vec import Shape, derived, lanes
+
+BLOCK = 64                      # keys scored before they are mixed
+GRAIN = 16                      # keys that share one decision: empty, full or partial
+GROUP = 32                      # blocks summed before they are added to the third level
+
+# vectors of queries or channels -> rows
+_SCORE = {4: 4, 3: 4, 2: 8, 1: 16} if TARGET.registers == 32 else {2: 4, 1: 8}
+_MIX = {4: 6, 3: 8, 2: 8, 1: 16} if TARGET.registers == 32 else {2: 4, 1: 8}
+VECS = max(_SCORE)
+
+
+def queries(scalar: types.Type) -> int:
+    """W: the queries of a tile."""
+    return VECS * lanes(scalar)
+
+
+def score_shape(scalar: types.Type, vecs: int = VECS) -> Shape:
+    """The score tile for so many vectors of queries: keys x queries."""
+    return Shape(scalar, _SCORE[vecs], vecs)
+
+
+def mix_shape(scalar: types.Type, vecs: int) -> Shape:
+    """The mix tile for so many vectors of channels: queries x channels."""
+    return Shape(scalar, min(_MIX[vecs], queries(scalar)), vecs)
+
+
+def _rest(shape: Shape) -> Shape:
+    return Shape(shape.scalar, queries(shape.scalar) % shape.rows or shape.rows, shape.vecs)
+
+
+def _narrow(vecs: int) -> Callable:
+    return derived(lambda shape: score_shape(shape.scalar, min(vecs, VECS)))
+
+
+# For kernels: the score tiles for 1, 2 ... vectors; the mix tile for the queries that whole ones leave over, W % rows.
+score_1, score_2, score_3, score_4 = (_narrow(vecs) for vecs in (1, 2, 3, 4))
+rest_of = derived(_rest)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """How the channels of v are cut: `wide` vectors at a time, the last `last` vectors, of which the last holds `tail`."""
+
+    wide: int
+    last: int
+    tail: int
+
+    @classmethod
+    def of(cls, scalar: types.Type, Dv: int) -> Channels:
+        """Dv = 80 of 16 lanes: 5 vectors, 3 + 2; Dv = 72: 3 + 2 with a tail of 8."""
+        vectors = max(1, -(-Dv // lanes(scalar)))
+        passes = -(-vectors // VECS)
+        wide = -(-vectors // passes)
+        return cls(wide, vectors - wide * (passes - 1), Dv - (vectors - 1) * lanes(scalar))

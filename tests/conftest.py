@@ -1,0 +1,19 @@
+"""What all tests share: one private cache of compiled code for the session, and hypothesis that repeats itself."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Compiling takes seconds where a test takes milliseconds, so no deadline; the same examples every time, as a failure that
+# comes and goes helps nobody.
+settings.register_profile("fastattn", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.load_profile("fastattn")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Kernels compile once, for this process and those that it starts, and the user's own cache is left alone."""
+    if "FASTATTN_CACHE" not in os.environ:
+        os.environ["FASTATTN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    return os.environ["FASTATTN_CACHE"]
