@@ -160,7 +160,7 @@ def onnxruntime(case: Case, q: NDArray, k: NDArray, v: NDArray, threads: int) ->
         heads = {"num_heads": Hq, "unidirectional": int(case.square_causal)}
         bias = {"qkv_bias": None, "padding": None, "bias": mask}
         yield way("MultiHeadAttention", {"q": flat(q), "k": flat(k), "v": flat(v), **bias}, words_first, **heads)
-        if case.D == Dv:                        # k and v as (B, H, S, D): transpositions less in the call
+        if Dv == case.D:                        # k and v as (B, H, S, D): transpositions less in the call
             yield way("MultiHeadAttention BNSH", {"q": flat(q), "k": k, "v": v, **bias}, words_first, **heads)
         if case.mask.lengths is not None and not case.mask.causal:
             padding = np.array(case.mask.lengths, np.int32)
@@ -226,7 +226,7 @@ def jax(case: Case, q: NDArray, k: NDArray, v: NDArray, threads: int) -> Iterato
 
         return jitted("formula", attention)
 
-    if case.dtype == F64 or case.D != case.Dv:
+    if case.dtype == F64 or case.Dv != case.D:
         # dot_product_attention takes its softmax in float32, and no v of another width.
         yield formula()
     elif case.Sq == case.Sk or not case.mask.causal:
