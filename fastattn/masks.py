@@ -23,6 +23,7 @@ p is the position of query i among the keys: p = i + Sk - Sq, so the last query 
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, TypeAlias
@@ -32,6 +33,10 @@ from numpy.typing import ArrayLike, NDArray
 
 # Further than any key is from any query, and far enough from the ends of int64 to be added to a position.
 FAR = 1 << 61
+
+# A model's layers ask for the same runs again and again. To remember them takes a small call from 5-30 us to 0.5; runs of so
+# many queries, B Sq, are kept 32 times: 32 x 2 x 32 KB at most.
+REMEMBERED = 4096
 
 Integers: TypeAlias = Any           # an int, or int64 numbers that broadcast to the queries
 
@@ -55,6 +60,7 @@ class Mask:
 
     __array_ufunc__ = None                      # array & mask: NumPy leaves it to __rand__
     __match_args__: tuple[str, ...] = ()        # the arguments it was made of
+    of_any_size = True                          # whether it suits sequences that differ in Sq and Sk
 
     @property
     def parts(self) -> tuple[Mask, ...]:
@@ -71,10 +77,6 @@ class Mask:
 
     def fit(self, B: int | None, Sq: int, Sk: int) -> None:
         """Raise if the mask is not one for B (None: any) sequences of Sq queries and Sk keys."""
-
-    def fit_packed(self, B: int) -> None:
-        """Raise if the mask is not one for B sequences that lie packed one behind the other."""
-        raise ValueError(f"packed sequences have causal, causal_top_left, window and prefix for a mask; got {self!r}")
 
     def materialize(self, Sq: int, Sk: int) -> NDArray[np.bool_]:
         """The mask as a boolean array that broadcasts to (B, Hq, Sq, Sk). O(Sq Sk) memory: for the eye, and for tests."""
@@ -105,7 +107,10 @@ class Mask:
         return type(self) is type(other) and _comparable(self) == _comparable(other)
 
     def __hash__(self) -> int:
-        return hash((type(self), *_comparable(self)))
+        known = vars(self)
+        if "hash" not in known:
+            known["hash"] = hash((type(self), *_comparable(self)))
+        return known["hash"]
 
     def __repr__(self) -> str:
         arguments = [getattr(self, name) for name in self.__match_args__]
@@ -128,9 +133,6 @@ class Causal(Mask):
     def run(self, at: Queries) -> tuple[None, Integers]:
         return None, at.p + 1
 
-    def fit_packed(self, B: int) -> None:
-        pass
-
     def __repr__(self) -> str:
         return "causal"
 
@@ -148,9 +150,6 @@ class CausalTopLeft(Mask):
 
     def run(self, at: Queries) -> tuple[None, Integers]:
         return None, at.i + 1
-
-    def fit_packed(self, B: int) -> None:
-        pass
 
     def __repr__(self) -> str:
         return "causal_top_left"
@@ -185,9 +184,6 @@ class window(Mask):
         return (None if self.left is None else at.p - min(self.left, FAR),
                 None if self.right is None else at.p + (min(self.right, FAR) + 1))
 
-    def fit_packed(self, B: int) -> None:
-        pass
-
 
 class lengths(Mask):
     """Sequence b of the batch has only its first k_lengths[b] keys, and its first q_lengths[b] queries; the rest is padding.
@@ -202,6 +198,7 @@ class lengths(Mask):
     """
 
     __match_args__ = ("k_lengths", "q_lengths")
+    of_any_size = False
     k_lengths: NDArray[np.int64]
     q_lengths: NDArray[np.int64] | None
 
@@ -240,6 +237,7 @@ class packed(Mask):
     """
 
     __match_args__ = ("segment_ids",)
+    of_any_size = False
     segment_ids: NDArray[np.int64]
     lo: NDArray[np.int64]
     hi: NDArray[np.int64]
@@ -287,7 +285,8 @@ class prefix(Mask):
     n: int | NDArray[np.int64]
 
     def __init__(self, n: int | ArrayLike) -> None:
-        vars(self).update(n=_count("n", n) if np.ndim(n) == 0 else _per_sequence("n", n))
+        several = isinstance(n, (list, tuple)) or np.ndim(n) > 0
+        vars(self).update(n=_per_sequence("n", n) if several else _integer("n", n, 0))
 
     def first(self, at: Queries) -> Integers:
         """How many keys each query sees at least."""
@@ -303,14 +302,12 @@ class prefix(Mask):
         if not isinstance(self.n, int):
             _fit_batch("n", self.n, B)
 
-    def fit_packed(self, B: int) -> None:
-        self.fit(B, 0, 0)
-
 
 class Boolean(Mask):
     """A boolean array, True: may see. It is not copied."""
 
     __match_args__ = ("seen",)
+    of_any_size = False
     __hash__ = None                             # type: ignore[assignment]
     seen: NDArray[np.bool_]
 
@@ -358,18 +355,35 @@ def runs(mask: Any, B: int, Sq: int, Sk: int) -> tuple[NDArray | None, NDArray |
     """
     if mask is None:
         return None, None, None
-    parts = _as_mask(mask).parts
-    for part in parts:
-        part.fit(B, Sq, Sk)
-    lo, hi = _joined_runs(parts, _queries(parts, np.arange(Sq), Sq, Sk, lambda x: x[:, None]), Sk, Sq)
-    seen = None
-    for part in parts:
+    mask, seen = _as_mask(mask), None
+    for part in mask.parts:
         if isinstance(part, Boolean):
+            part.fit(B, Sq, Sk)
             seen = part.seen if seen is None else _both(seen, part.seen)
+    if seen is None and B * Sq <= REMEMBERED:
+        return *_remembered(mask, B, Sq, Sk), None
+    return *_run(mask, B, Sq, Sk), seen
+
+
+@functools.lru_cache(maxsize=32)
+def _remembered(mask: Mask, B: int, Sq: int, Sk: int) -> tuple[NDArray | None, NDArray | None]:
+    """(lo, hi), read-only."""
+    lo, hi = _run(mask, B, Sq, Sk)
+    for x in (lo, hi):
+        if x is not None:
+            x.flags.writeable = False
+    return lo, hi
+
+
+def _run(mask: Mask, B: int, Sq: int, Sk: int) -> tuple[NDArray | None, NDArray | None]:
+    """(lo, hi) as `runs` says."""
+    for part in mask.parts:
+        part.fit(B, Sq, Sk)
+    lo, hi = _joined(mask.parts, _queries(mask.parts, np.arange(Sq), Sq, Sk, lambda x: x[:, None]), Sk, Sq)
     # A decoding step sees its whole cache under causal, too. The first comparison alone settles most other cases.
     if hi is not None and hi.size and hi.item(0) == Sk and (hi == Sk).all() and not lo.any():
-        lo = hi = None
-    return lo, hi, seen
+        return None, None
+    return lo, hi
 
 
 def runs_packed(mask: Any, starts_q: NDArray, Sk: NDArray, Tq: int) -> tuple[NDArray | None, NDArray | None]:
@@ -382,14 +396,17 @@ def runs_packed(mask: Any, starts_q: NDArray, Sk: NDArray, Tq: int) -> tuple[NDA
         return None, None
     parts = _as_mask(mask).parts
     for part in parts:
-        part.fit_packed(len(Sk))
+        if not part.of_any_size:
+            raise ValueError(f"mask must be made of causal, causal_top_left, window and prefix where cu_seqlens say how long "
+                             f"sequences are; got {part!r}")
+        part.fit(len(Sk), 0, 0)
     Sq, T = np.diff(starts_q), int(starts_q[-1])
 
     def each(x: NDArray) -> NDArray:
         return np.repeat(x, Sq)
 
     i = np.arange(T) - each(starts_q[:-1])
-    lo, hi = _joined_runs(parts, Queries(i, i + each(Sk - Sq), each), each(Sk), T)
+    lo, hi = _joined(parts, Queries(i, i + each(Sk - Sq), each), each(Sk), T)
     if hi is None:
         return None, None
     behind = ((0, 0), (0, Tq - T))
@@ -407,7 +424,7 @@ def _queries(parts: tuple[Mask, ...], i: NDArray, Sq: int, Sk: int, each: Callab
     return Queries(i, i + (k - q), each)
 
 
-def _joined_runs(parts: tuple[Mask, ...], at: Queries, Sk: Integers, Sq: int) -> tuple[Any, Any]:
+def _joined(parts: tuple[Mask, ...], at: Queries, Sk: Integers, Sq: int) -> tuple[Any, Any]:
     """The greatest lo and the least hi, (B or 1, Sq), with 0 <= lo <= hi <= Sk. None, None if there is no limit."""
     los, his = [], []
     for part in parts:
@@ -505,22 +522,23 @@ def _refuse(wrong: NDArray, x: NDArray, rule: str) -> None:
         raise ValueError(f"{rule}; sequence {b} has {x[b]}")
 
 
-def _count(name: str, x: Any) -> int:
-    """One integer, not negative."""
+def _integer(name: str, x: Any, least: int) -> int:
+    """One integer that is not too small."""
     try:
         n = operator.index(x)
     except TypeError:
         n = None
     if n is None or isinstance(x, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer; got {type(x).__name__}")
-    if n < 0:
-        raise ValueError(f"{name} must not be negative; got {n}")
+    if n < least:
+        raise ValueError(f"{name} must be at least {least}; got {n}")
     return n
 
 
 def _side(name: str, x: Any) -> int | None:
-    """How many keys a window has on one side; None: all."""
-    return None if x is None or (type(x) is int and x == -1) else _count(name, x)
+    """How many keys a window has on one side; None, of which -1 is another name: all."""
+    n = -1 if x is None else _integer(name, x, -1)
+    return None if n == -1 else n
 
 
 def _stand_together(rows: NDArray, new: NDArray) -> None:

@@ -1,9 +1,12 @@
 """What all tests share: one private cache of compiled code for the session, and hypothesis that repeats itself."""
 
+import functools
 import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests import processes
 
 # Compiling takes seconds where a test takes milliseconds, so no deadline; the same examples every time, as a failure that
 # comes and goes helps nobody.
@@ -17,3 +20,15 @@ def cache(tmp_path_factory):
     if "FASTATTN_CACHE" not in os.environ:
         os.environ["FASTATTN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     return os.environ["FASTATTN_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def call(cache):
+    """`processes.call` with that cache."""
+    return functools.partial(processes.call, cache=cache)
+
+
+@pytest.fixture(scope="session")
+def run(cache):
+    """`processes.run` with that cache."""
+    return functools.partial(processes.run, cache=cache)

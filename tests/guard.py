@@ -22,10 +22,10 @@ def _protect(address, size, access):
         raise OSError(ctypes.get_errno(), "mprotect")
 
 
-def memory(size, where, readonly_after=None):
+def memory(size, where):
     """`size` bytes at the end ("tail") or the beginning ("head") of pages between pages that nobody may touch.
 
-    Returns the bytes, the pages and a function that makes the pages read-only. The bytes keep the mapping alive.
+    Returns the bytes, the slack beside them and a function that makes both read-only. Bytes and slack keep the pages alive.
     """
     body = -(-max(size, 1) // PAGE) * PAGE
     mapping = mmap.mmap(-1, body + 2 * PAGE)
@@ -35,7 +35,8 @@ def memory(size, where, readonly_after=None):
     _protect(base, PAGE, _NONE)
     _protect(base + PAGE + body, PAGE, _NONE)
     start = body - size if where == "tail" else 0
-    return pages[start:start + size], pages, lambda: _protect(base + PAGE, body, _READ)
+    slack = pages[:start] if where == "tail" else pages[size:]
+    return pages[start:start + size], slack, lambda: _protect(base + PAGE, body, _READ)
 
 
 def guarded(x, where="tail", *, readonly=False):
@@ -43,29 +44,25 @@ def guarded(x, where="tail", *, readonly=False):
 
     readonly: a write, even to the array itself, faults too.
     """
-    low = sum(min(0, step * (n - 1)) for step, n in zip(x.strides, x.shape, strict=True)) if x.size else 0
-    high = sum(max(0, step * (n - 1)) for step, n in zip(x.strides, x.shape, strict=True)) + x.itemsize if x.size else 0
-    raw, pages, freeze = memory(high - low, where)
-    array = np.ndarray(x.shape, x.dtype, raw, -low, x.strides) if x.size else raw.view(x.dtype).reshape(x.shape)
+    steps = [step * (n - 1) for step, n in zip(x.strides, x.shape, strict=True)] if x.size else []
+    first, size = -sum(step for step in steps if step < 0), sum(map(abs, steps)) + x.itemsize * bool(x.size)
+    raw, slack, freeze = memory(size, where)
+    array = np.ndarray(x.shape, x.dtype, raw, first, x.strides if x.size else None)
     array[...] = x
-    inside = np.zeros(len(raw), bool)                   # the bytes that are the array's; the others are gaps
-    if x.size:
-        mine = np.ndarray((*x.shape, x.itemsize), bool, inside, -low, (*x.strides, 1))
-        mine[...] = True
+    gap = np.ones(size, bool)                           # the bytes in between that are not the array's
+    np.ndarray((*x.shape, x.itemsize), bool, gap, first, (*x.strides, 1) if x.size else None)[...] = False
     if readonly:
         freeze()
         array.flags.writeable = False
 
     def untouched():
-        # What is not the array: before it, in its gaps, behind it.
-        outside = len(pages) - len(raw)
-        return bool((raw[~inside] == SLACK).all() and (pages == SLACK).sum() >= outside + (~inside).sum())
+        return bool((slack == SLACK).all() and (raw[gap] == SLACK).all())
 
     return array, untouched
 
 
 class NumPy:
-    """NumPy, but what a module allocates with it ends at a forbidden page: for results, and for scratch memory."""
+    """NumPy, but what a module allocates with it ends at a forbidden page: results, runs, scratch memory, numbers of heads."""
 
     def __getattr__(self, name):
         return getattr(np, name)
@@ -78,3 +75,6 @@ class NumPy:
         x = self.empty(shape, dtype)
         x[...] = 0
         return x
+
+    def ascontiguousarray(self, x, dtype=None):
+        return guarded(np.ascontiguousarray(x, dtype))[0]
