@@ -39,7 +39,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from numba.core import codegen, compiler, dispatcher, registry
+from numba.core import codegen, compiler, config, dispatcher, registry
 from numba.core.compiler_lock import global_compiler_lock
 
 from .machine import TARGET
@@ -95,8 +95,12 @@ def cache_directory() -> Path | None:
     if asked == "0":
         return None
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return private_directory(Path(asked) if asked else home / "fastattn")
+        if asked:
+            return private_directory(Path(asked))
+        home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        if not home.is_absolute():                  # then, says XDG, it is to be ignored
+            home = Path.home() / ".cache"
+        return private_directory(home / "fastattn") if home.is_absolute() else None
     except (RuntimeError, ValueError):              # no home; a NUL in the path
         return None
 
@@ -243,8 +247,13 @@ class _Dispatcher(dispatcher.Dispatcher):
 @global_compiler_lock
 def _compile(function: Callable, types: tuple) -> tuple[str, bytes]:
     """The symbol and the object code of `function` for arguments of `types`."""
-    result = _compiler(function).compile(types, numba.types.int64)
-    return result.fndesc.llvm_func_name, result.library.machine_code()
+    # NUMBA_DISABLE_JIT=1 would turn Numba's own min and max, which it compiles by @jit, into functions that it cannot call.
+    disabled, config.DISABLE_JIT = config.DISABLE_JIT, 0
+    try:
+        result = _compiler(function).compile(types, numba.types.int64)
+        return result.fndesc.llvm_func_name, result.library.machine_code()
+    finally:
+        config.DISABLE_JIT = disabled
 
 
 def _machine() -> llvm.TargetMachine:
@@ -263,6 +272,10 @@ def _load(symbol: str, code: bytes) -> tuple[int, object]:
 
 
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # No fork while code is compiled or loaded: the child would wait for a thread that it does not have.
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
 _engines: list[object] = []                         # code must outlive every caller, so it is never unloaded
 _addresses: dict[tuple, int] = {}
 _stamp_holds: bool | None = None

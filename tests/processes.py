@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,3 +82,24 @@ def call(function, *arguments, **more):
     ended = run(function, *arguments, **more)
     assert (ended.status, ended.complaint) == (0, "")
     return ended.value
+
+
+def child_of(f, limit=LIMIT):
+    """What f() is in a forked child: True, False, else the child's status; HANG if it has none by then."""
+    pid = os.fork()
+    if pid == 0:
+        status = 5
+        try:
+            status = 0 if f() else 3
+        finally:
+            os._exit(status)
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            status = os.waitstatus_to_exitcode(status)
+            return {0: True, 3: False}.get(status, status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "HANG"
