@@ -152,6 +152,8 @@ def out(x: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise ValueError(f"out must have the shape of the result, {shape}; got {x.shape}")
     if not x.flags.writeable:
         raise ValueError("out must be writeable; it is read-only")
+    if not x.size:
+        return
     reach = x.itemsize
     for step, count in sorted((abs(step), count) for step, count in zip(x.strides, x.shape, strict=True) if count > 1):
         if step < reach:

@@ -60,6 +60,7 @@ class Mask:
 
     __array_ufunc__ = None                      # array & mask: NumPy leaves it to __rand__
     __match_args__: tuple[str, ...] = ()        # the arguments it was made of
+    B: int | None = None                        # how many sequences it has numbers for; None: it is one for all
     of_any_size = True                          # whether it suits sequences that differ in Sq and Sk
 
     @property
@@ -77,11 +78,13 @@ class Mask:
 
     def fit(self, B: int | None, Sq: int, Sk: int) -> None:
         """Raise if the mask is not one for B (None: any) sequences of Sq queries and Sk keys."""
+        if B is not None and self.B not in (None, B):
+            raise ValueError(f"mask must have a number for each of the B = {B} sequences of the batch; got {self!r}")
 
     def materialize(self, Sq: int, Sk: int) -> NDArray[np.bool_]:
         """The mask as a boolean array that broadcasts to (B, Hq, Sq, Sk). O(Sq Sk) memory: for the eye, and for tests."""
         for part in self.parts:
-            part.fit(None, Sq, Sk)
+            part.fit(next((part.B for part in self.parts if part.B is not None), None), Sq, Sk)
         j, at = np.arange(Sk), _queries(self.parts, np.arange(Sq)[:, None], Sq, Sk, lambda x: x[:, None, None, None])
         seen = np.ones((Sq, Sk), bool)
         for part in self.parts:
@@ -207,7 +210,7 @@ class lengths(Mask):
         q = None if q_lengths is None else _per_sequence("q_lengths", q_lengths)
         if q is not None and q.shape != k.shape:
             raise ValueError(f"k_lengths and q_lengths must be as many; got {k.size} and {q.size}")
-        vars(self).update(k_lengths=k, q_lengths=q)
+        vars(self).update(k_lengths=k, q_lengths=q, B=len(k))
 
     def sees(self, j: NDArray, at: Queries) -> NDArray:
         seen = j < at.each(self.k_lengths)
@@ -218,7 +221,7 @@ class lengths(Mask):
         return None, hi if self.q_lengths is None else np.where(at.i < at.each(self.q_lengths), hi, 0)
 
     def fit(self, B: int | None, Sq: int, Sk: int) -> None:
-        _fit_batch("k_lengths", self.k_lengths, B)
+        super().fit(B, Sq, Sk)
         _at_most("k_lengths", self.k_lengths, "keys, Sk", Sk)
         if self.q_lengths is not None:
             _at_most("q_lengths", self.q_lengths, "queries, Sq", Sq)
@@ -254,7 +257,7 @@ class packed(Mask):
         j, S = np.arange(rows.shape[1]), rows.shape[1]
         lo = np.maximum.accumulate(np.where(new, j, 0), axis=1)
         hi = np.minimum.accumulate(np.where(last, j + 1, S)[:, ::-1], axis=1)[:, ::-1]
-        vars(self).update(segment_ids=ids, lo=_frozen(lo), hi=_frozen(hi))
+        vars(self).update(segment_ids=ids, lo=_frozen(lo), hi=_frozen(hi), B=len(ids) if ids.ndim == 2 else None)
 
     def sees(self, j: NDArray, at: Queries) -> NDArray:
         same = self.segment_ids[..., :, None] == self.segment_ids[..., None, :]
@@ -264,11 +267,10 @@ class packed(Mask):
         return self.lo, self.hi
 
     def fit(self, B: int | None, Sq: int, Sk: int) -> None:
+        super().fit(B, Sq, Sk)
         if not self.segment_ids.shape[-1] == Sq == Sk:
             raise ValueError(f"packed needs one segment id for each place, S = Sq = Sk; got segment_ids "
                              f"{self.segment_ids.shape}, Sq = {Sq}, Sk = {Sk}")
-        if self.segment_ids.ndim == 2:
-            _fit_batch("segment_ids", self.segment_ids, B)
 
 
 class prefix(Mask):
@@ -285,8 +287,11 @@ class prefix(Mask):
     n: int | NDArray[np.int64]
 
     def __init__(self, n: int | ArrayLike) -> None:
-        several = isinstance(n, (list, tuple)) or np.ndim(n) > 0
-        vars(self).update(n=_per_sequence("n", n) if several else _integer("n", n, 0))
+        if isinstance(n, (list, tuple)) or np.ndim(n):
+            numbers = _per_sequence("n", n)
+            vars(self).update(n=numbers, B=len(numbers))
+        else:
+            vars(self).update(n=_integer("n", n, 0))
 
     def first(self, at: Queries) -> Integers:
         """How many keys each query sees at least."""
@@ -297,10 +302,6 @@ class prefix(Mask):
 
     def run(self, at: Queries) -> tuple[None, Integers]:
         return None, np.maximum(self.first(at), at.p + 1)
-
-    def fit(self, B: int | None, Sq: int, Sk: int) -> None:
-        if not isinstance(self.n, int):
-            _fit_batch("n", self.n, B)
 
 
 class Boolean(Mask):
@@ -505,11 +506,6 @@ def _per_sequence(name: str, x: Any) -> NDArray[np.int64]:
         raise ValueError(f"{name} must be (B,), one integer for each sequence; got {numbers.shape}")
     _refuse(numbers < 0, numbers, f"{name} must not be negative")
     return numbers
-
-
-def _fit_batch(name: str, x: NDArray, B: int | None) -> None:
-    if B is not None and len(x) != B:
-        raise ValueError(f"{name} must be for each of the B = {B} sequences of the batch; got {len(x)}")
 
 
 def _at_most(name: str, x: NDArray, what: str, most: int) -> None:

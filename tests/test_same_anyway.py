@@ -83,7 +83,7 @@ def test_plain_numpy_sees_what_is_hidden():
         wanted = naive(p.q, p.k, p.v, **p.formula)
         p.k, p.v, clean = unseen(rng, p)
         leaks += not np.array_equal(bits(naive(p.q, p.k, p.v, **p.formula)[clean]), bits(wanted[clean]))
-    assert leaks > 50                                   # 0 NaN is NaN
+    assert leaks > 10                                   # 0 NaN is NaN; in many problems no row is left clean
 
 
 def test_a_bias_is_not_seen_where_a_mask_hides():
@@ -161,8 +161,8 @@ def test_nan_is_in_exactly_the_rows_that_see_it(Sq, mask, dtype):
     for Sk in range(1, 65) if Sq < 70 else (1, 15, 16, 17, 64):
         q, k, v = (numbers(rng, (Sk, 2, n, 3), dtype) for n in (Sq, Sk, Sk))
         at, seen = np.arange(Sk), NAN_MASKS[mask](Sq, Sk)
-        sees = np.ones((2, Sq, Sk), bool) & (seen if seen is None or isinstance(seen, np.ndarray) else
-                                             seen.materialize(Sq, Sk)) if seen is not None else np.ones((2, Sq, Sk), bool)
+        sees = np.broadcast_to(True if seen is None else seen if isinstance(seen, np.ndarray) else
+                               seen.materialize(Sq, Sk), (2, Sq, Sk))
         rows = sees.transpose(2, 0, 1)                  # (item = key, head, query)
         o, lse = attention(q, k, v, mask=seen, return_lse=True)
 

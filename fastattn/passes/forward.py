@@ -74,6 +74,8 @@ SHRINK = 2.0**-80
 
 inside = lanewise(lambda a, x, lo, hi: a.where(a.builder.and_(x.not_less(lo), x < hi), -INF))
 beyond = lanewise(lambda a, slope, position, x: a - slope * (position - x).magnitude())
+# Not their sum: a hidden bias may be NaN.
+shown = lanewise(lambda a, mask: a.where(mask.differs(-INF), -INF))
 # What is made again goes where what was there is NaN or inf: the other channels of the row have nothing to mend.
 mended = lanewise(lambda new, old: new.where((old * 0.0).differs(0.0), old))
 # The product of a finite bias and log2 e may be -inf, which would hide the key.
@@ -126,7 +128,7 @@ def place_addend(full, job, work, extra, j0, j, n, v0, v1):
                     t = in_log2(transpose(load_table(square, work.bias_at + 8 * v * L, where, count)))
                 if job.seen != 0:
                     where, count = (j0 + j + g) * job.seen_j, n - g if job.seen_j != 0 else L
-                    t = add(t, transpose(load_mask_table(square, work.seen_at + 8 * v * L, where, count)))
+                    t = shown(t, transpose(load_mask_table(square, work.seen_at + 8 * v * L, where, count)))
                 store(t, at + g * W, W)
         lo, hi, sees = load(lane, work.lo + v * V, W), load(lane, work.hi + v * V, W), load(lane, work.sees + v * V, W)
         x, one = fill(lane, j), fill(lane, 1)
