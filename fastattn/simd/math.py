@@ -100,8 +100,9 @@ def exp2_by_bits(x: Lanes) -> Lanes:
     bits = shifted.bits()
     shift = bits.type([kind.fraction_bits] * bits.type.count)
     power = p.from_bits(b.add(p.bits(), b.shl(bits, shift)))
-    # A comparison that a NaN passes: a maximum would turn NaN into a number, depending on the order of its operands.
-    return power.where(x.not_less(kind.lowest_exponent), 0.0)
+    # A NaN is taken as it is: with a payload in its low bits the sum of bits above would make a number of it.
+    below = x.like(0.0).where(x < kind.lowest_exponent, x)
+    return power.where(x.at_least(kind.lowest_exponent), below)
 
 
 def exp2_of(x: Lanes) -> Lanes:

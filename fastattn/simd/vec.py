@@ -120,6 +120,9 @@ class Lanes:
         """True where x is not y, and where either is NaN."""
         return self.builder.fcmp_unordered("!=", self.value, self.like(y).value)
 
+    def at_least(self, y):
+        return self.builder.fcmp_ordered(">=", self.value, self.like(y).value)
+
     def not_less(self, y):
         """True where x >= y and where either is NaN."""
         return self.builder.fcmp_unordered(">=", self.value, self.like(y).value)
