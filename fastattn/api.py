@@ -246,9 +246,10 @@ def _rows_of_keys(x: NDArray | None) -> tuple[NDArray | None, tuple[int, ...]]:
     """x and its strides, with keys that have no gaps. One value for all keys is repeated for GRAIN of them, step 0."""
     if x is None:
         return None, (0, 0, 0, 0)
-    if x.shape[3] == 1:
-        x = np.repeat(x, GRAIN, axis=3)
-        return x, (*x.strides[:3], 0)
-    if x.strides[3] != x.itemsize:
-        x = np.ascontiguousarray(x)
-    return x, x.strides
+    one = x.shape[3] == 1
+    if one or x.strides[3] != x.itemsize:
+        # What is the same all along an axis is copied once.
+        least = x[tuple(slice(1 if step == 0 else None) for step in x.strides[:3])]
+        least = np.repeat(least, GRAIN, axis=3) if one else np.ascontiguousarray(least)
+        x = np.broadcast_to(least, (*x.shape[:3], least.shape[3]))
+    return x, (*x.strides[:3], 0 if one else x.itemsize)

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from ..jit import kernel
 from ..simd.math import exp2_less, tanh
-from ..simd.vec import INF, lanewise, load, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
+from ..simd.vec import INF, between, lanewise, load, prefetch, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
 
 # What is added to a score: ALiBi, bias, and -inf where a key is hidden, whatever the score there is, NaN included.
 added = lanewise(lambda t, a: (t + a).where(a.differs(-INF), -INF))
 
 
 @kernel
-def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend):
+def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend, lo, hi, first, v, v_row, v_bytes):
     """Score and weigh `keys` keys, a multiple of the tile's rows, for the tile's queries.
 
     s[j, i] = 2^(k[j] qᵀ[:, i] - kept[i]); seen[i] becomes the largest score of query i, part[i] grows by its weights.
@@ -34,10 +34,15 @@ def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend
             t = rank1(t, column, k_row, queries)            # t += k[j:j + rows, d] qᵀ[d, :]
             column += size_of(shape)
             queries += W
+        for r in range(j, j + rows_of(shape)):
+            for c in range(0, v_bytes, 64):
+                prefetch(v + r * v_row + c)
         if cap is not None:
             t = scaled(tanh(t), cap)
         if addend is not None:
             t = added(t, load(shape, addend + j * W, W))
+        if lo is not None:
+            t = between(t, first + j, load(row, lo, W), load(row, hi, W))
         store(rowmax(load(row, seen, W), t), seen, W)
         t = exp2_less(t, load(row, kept, W))
         store(rowsum(load(row, part, W), t), part, W)

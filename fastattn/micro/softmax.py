@@ -2,11 +2,14 @@
 
 For each query, in log2 units: `kept`, what is taken off its scores, an integer; `seen`, its largest score so far; l, the sum
 of its weights 2^(s - kept). Any kept gives the same o / l. So a block of keys is weighed with the kept of the block before,
-its largest score is learnt on the way, and only where kept turns out to lie far off is it moved and the block weighed again.
+its largest score is learnt on the way, and only where kept turns out to lie far off is it moved, and the weights with it.
 A first guess of 0 is right for most inputs.
 
     far: seen - kept > 30        weights stay below 2^30, and with v below 2^48 no sum of 2^49 keys overflows
          seen - kept < -1/2      l stays above 2^-1/2, and what underflows weighs less than 2^-126 of it
+
+A weight that kept moves under is multiplied by a power of 2, which is exact; only where kept was off by more than 60 have
+weights been lost, below 2^-66 of the largest or beyond all numbers, and the block is weighed again.
 
 Each lane decides by the keys that its own query sees, so no hidden key can change a bit.
 """
@@ -18,32 +21,39 @@ from ..simd.math import exp2, rounded_of
 from ..simd.vec import INF, any_lane, lanewise, load, store
 
 LOW, HIGH = -0.5, 30.0
+REACH = 60.0
+STAYS, MOVED, LOST = 0, 1, 2
 
 
-def _far(seen, kept):
+def _off(seen, kept, low, high):
     gap = seen - kept
     # seen = -inf: this query has seen nothing yet, and there is nothing to weigh.
-    return seen.builder.or_(gap > HIGH, seen.builder.and_(gap < LOW, seen > -INF))
+    return seen.builder.or_(gap > high, seen.builder.and_(gap < low, seen > -INF))
 
 
-is_far = any_lane(_far)
-moved = lanewise(lambda seen, kept: rounded_of(seen).where(_far(seen, kept), kept))
-
-
-# kept falls only for queries that nothing has been weighed for, and 2^rise might overflow: 0 inf would be NaN.
-fallen = lanewise(lambda old, new: (old - new).where(old < new, 0.0))
+is_far = any_lane(lambda seen, kept: _off(seen, kept, LOW, HIGH))
+is_lost = any_lane(lambda seen, kept: _off(seen, kept, -REACH, REACH))
+moved_far = lanewise(lambda seen, kept: rounded_of(seen).where(_off(seen, kept, LOW, HIGH), kept))
+moved_lost = lanewise(lambda seen, kept: rounded_of(seen).where(_off(seen, kept, -REACH, REACH), kept))
+# Where kept falls by more, nothing has been weighed before, and 0 times infinity would be NaN.
+rise = lanewise(lambda old, new: (old - new).where(old - new < REACH, REACH))
 
 
 @kernel
 def moved_if_far(row, W, seen, kept, factor):
-    """Move kept where it lies far from seen; True if it moved. factor: what weights so far are to be multiplied by."""
+    """Move kept where it lies far from seen; factor: what weights under the old one are to be multiplied by.
+
+    STAYS: nothing to be done. MOVED: this block's weights are among them. LOST: they are to be made anew, and then to be
+    looked at again: only what was lost has moved, so that the others come out with the same bits as without it.
+    """
     old, top = load(row, kept, W), load(row, seen, W)
     if not is_far(top, old):
-        return False
-    new = moved(top, old)
+        return STAYS
+    lost = is_lost(top, old)
+    new = moved_lost(top, old) if lost else moved_far(top, old)
     store(new, kept, W)
-    store(exp2(fallen(old, new)), factor, W)
-    return True
+    store(exp2(rise(old, new)), factor, W)
+    return LOST if lost else MOVED
 
 
 # 1 / l; 0 for a query that saw no key and has no sink, so that its o = 0 stays 0.

@@ -8,7 +8,7 @@
                                                                               ALiBi, bias, -inf where hidden; vectors of
                                                                               queries that see none are left out
                                                      none                     zeros
-            if a largest score moved too far: move `kept`, weigh the block again
+            if a largest score moved too far: move `kept`, and the weights with it
             mix the block into o
         o / l, lse
 
@@ -28,7 +28,7 @@ import numpy as np
 from ..jit import kernel
 from ..micro.mix import mix
 from ..micro.score import score
-from ..micro.softmax import inverse, moved_if_far
+from ..micro.softmax import LOST, MOVED, STAYS, inverse, moved_if_far
 from ..simd.math import exp2
 from ..simd.vec import (
     INF,
@@ -103,41 +103,39 @@ def pack(full, job, work, rows):
 
 # ---- what is added to scores -------------------------------------------------------------------------------------------
 @kernel
-def place_edges(full, work, j0, vecs):
+def place_edges(full, work, extra, j0, vecs):
     """lo, hi and position of every query relative to key j0, as numbers."""
     lane, L, V = lane_of(full), lanes_of(full), lanes_of(full) * size_of(full)
     for v in range(vecs):
         table = 8 * v * L
         store(load_offsets(lane, work.first + table, j0, -1, BLOCK + 1), work.lo + v * V, 0)
         store(load_offsets(lane, work.last + table, j0, -1, BLOCK + 1), work.hi + v * V, 0)
-        store(load_offsets(lane, work.where + table, j0, -FAR, FAR), work.position + v * V, 0)
+        if extra is not None:
+            store(load_offsets(lane, work.where + table, j0, -FAR, FAR), work.position + v * V, 0)
 
 
 @kernel
-def place_addend(full, job, work, extra, j0, j, n, v0, v1):
+def place_addend(full, job, work, j0, j, n, v0, v1):
     """addend (GRAIN, W) for keys j0 + j and on, vectors v0 to v1 of queries: ALiBi + bias, -inf where a key is hidden."""
     lane, square, L, V = lane_of(full), square_of(full), lanes_of(full), lanes_of(full) * size_of(full)
     W = vecs_of(full) * V
     for v in range(v0, v1):
         at = work.addend + v * V
-        if extra is not None:
-            for g in range(0, GRAIN, L):
-                t = zeros(square)
-                if job.bias != 0:
-                    where, count = (j0 + j + g) * job.bias_j, n - g if job.bias_j != 0 else L
-                    t = in_log2(transpose(load_table(square, work.bias_at + 8 * v * L, where, count)))
-                if job.seen != 0:
-                    where, count = (j0 + j + g) * job.seen_j, n - g if job.seen_j != 0 else L
-                    t = shown(t, transpose(load_mask_table(square, work.seen_at + 8 * v * L, where, count)))
-                store(t, at + g * W, W)
+        for g in range(0, GRAIN, L):
+            t = zeros(square)
+            if job.bias != 0:
+                where, count = (j0 + j + g) * job.bias_j, n - g if job.bias_j != 0 else L
+                t = in_log2(transpose(load_table(square, work.bias_at + 8 * v * L, where, count)))
+            if job.seen != 0:
+                where, count = (j0 + j + g) * job.seen_j, n - g if job.seen_j != 0 else L
+                t = shown(t, transpose(load_mask_table(square, work.seen_at + 8 * v * L, where, count)))
+            store(t, at + g * W, W)
         lo, hi, sees = load(lane, work.lo + v * V, W), load(lane, work.hi + v * V, W), load(lane, work.sees + v * V, W)
         x, one = fill(lane, j), fill(lane, 1)
         for r in range(GRAIN):
-            a = zeros(lane)
-            if extra is not None:
-                a = load(lane, at + r * W, W)
-                if job.slopes != 0:
-                    a = beyond(a, load(lane, work.slope + v * V, W), load(lane, work.position + v * V, W), x)
+            a = load(lane, at + r * W, W)
+            if job.slopes != 0:
+                a = beyond(a, load(lane, work.slope + v * V, W), load(lane, work.position + v * V, W), x)
             a = inside(a, x, lo, hi)
             sees = maximum(a, sees)
             store(a, at + r * W, W)
@@ -147,19 +145,30 @@ def place_addend(full, job, work, extra, j0, j, n, v0, v1):
 
 # ---- score -------------------------------------------------------------------------------------------------------------
 @kernel
-def score_partly(full, job, work, cap, k, k_row, s, v0, v1):
-    """GRAIN keys for the vectors v0 to v1 of queries, with what is added to the scores."""
-    V = lanes_of(full) * size_of(full)
-    W, x, vecs = vecs_of(full) * V, v0 * V, v1 - v0
-    qt, kept, top, part, addend = work.qt + x, work.kept + x, work.top + x, work.part + x, work.addend + x
-    if vecs == 1:
-        score(score_1(full), row_of(score_1(full)), k, k_row, GRAIN, qt, s + x, W, job.D, kept, top, part, cap, addend)
-    elif vecs == 2:
-        score(score_2(full), row_of(score_2(full)), k, k_row, GRAIN, qt, s + x, W, job.D, kept, top, part, cap, addend)
-    elif vecs == 3:
-        score(score_3(full), row_of(score_3(full)), k, k_row, GRAIN, qt, s + x, W, job.D, kept, top, part, cap, addend)
+def score_partly(full, job, work, cap, extra, k, k_row, j, v0, v1, v):
+    """The keys j .. j + GRAIN of a block for the vectors v0 to v1 of queries, each seen or not."""
+    x = v0 * lanes_of(full) * size_of(full)
+    if v1 - v0 == 1:
+        score_edge(full, score_1(full), job, work, cap, extra, k, k_row, j, x, v)
+    elif v1 - v0 == 2:
+        score_edge(full, score_2(full), job, work, cap, extra, k, k_row, j, x, v)
+    elif v1 - v0 == 3:
+        score_edge(full, score_3(full), job, work, cap, extra, k, k_row, j, x, v)
     else:
-        score(score_4(full), row_of(score_4(full)), k, k_row, GRAIN, qt, s + x, W, job.D, kept, top, part, cap, addend)
+        score_edge(full, score_4(full), job, work, cap, extra, k, k_row, j, x, v)
+
+
+@kernel
+def score_edge(full, shape, job, work, cap, extra, k, k_row, j, x, v):
+    """As `score_partly`, for the vectors of the shape from byte x of a row on."""
+    W = vecs_of(full) * lanes_of(full) * size_of(full)
+    addend, lo, hi = None, None, None
+    if extra is not None:
+        addend = work.addend + x
+    else:
+        lo, hi = work.lo + x, work.hi + x
+    score(shape, row_of(shape), k, k_row, GRAIN, work.qt + x, work.s + j * W + x, W, job.D, work.kept + x, work.top + x,
+          work.part + x, cap, addend, lo, hi, j, v, job.v_s, job.Dv * size_of(full))
 
 
 @kernel
@@ -181,7 +190,7 @@ def clear(full, s, W, v0, v1):
 
 
 @kernel
-def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_last, vecs):
+def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_last, vecs, v):
     """Weigh a block. True if every query sees every key of it."""
     V = lanes_of(full) * size_of(full)
     W = vecs_of(full) * V
@@ -193,13 +202,14 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
             while j + run + GRAIN <= keys and a + run + GRAIN <= all_last:
                 run += GRAIN
             score(full, row_of(full), k + j * job.k_s, job.k_s, run, work.qt, work.s + j * W, W, job.D,
-                  work.kept, work.top, work.part, cap, None)
-            store(zeros(row_of(full)), work.sees, W)
+                  work.kept, work.top, work.part, cap, None, None, None, 0, v + j * job.v_s, job.v_s, job.Dv * size_of(full))
+            if extra is not None:
+                store(zeros(row_of(full)), work.sees, W)
             j += run
             continue
         whole = False
         if not edges:
-            place_edges(full, work, j0, vecs)
+            place_edges(full, work, extra, j0, vecs)
             edges = True
         v0, v1 = 0, vecs
         while v0 < v1 and not (word(work.vec_first + 8 * v0) < a + n and a < word(work.vec_last + 8 * v0)):
@@ -209,52 +219,58 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
         clear(full, work.s + j * W, W, 0, v0)
         clear(full, work.s + j * W, W, max(v0, v1), vecs)
         if v0 < v1:
-            place_addend(full, job, work, extra, j0, j, n, v0, v1)
+            if extra is not None:
+                place_addend(full, job, work, j0, j, n, v0, v1)
             at_k, k_row = k + j * job.k_s, job.k_s
             if n < GRAIN:
                 k_row = -(-job.D // lanes_of(full)) * V
                 copy_rows(full, at_k, job.k_s, n, job.D, work.tail, k_row, False, 1.0)
                 at_k = work.tail
-            score_partly(full, job, work, cap, at_k, k_row, work.s + j * W, v0, v1)
+            score_partly(full, job, work, cap, extra, at_k, k_row, j, v0, v1, v + j * job.v_s)
         j += GRAIN
     return whole
 
 
 # ---- mix ---------------------------------------------------------------------------------------------------------------
 @kernel
-def mix_rows(shape, work, W, v, v_row, count, channel, j0, keys, whole, fresh, i):
+def mix_rows(shape, work, W, v, v_row, count, channel, j0, keys, whole, fresh, over, i):
     """One tile of the mix: rows i and on, over the keys of the block that any of them sees."""
     j, end = 0, keys
     if not whole:
         first, last = seen_by_any(work, i, i + rows_of(shape))
         j, end = max(0, first - j0), min(keys, last - j0)
-    mix(shape, work.s + j * W + i * size_of(shape), W, v + j * v_row, v_row, end - j, count,
-        work.o + i * work.o_row + channel, work.o_row, fresh)
+    return mix(shape, work.s + j * W + i * size_of(shape), W, v + j * v_row, v_row, end - j, count,
+               work.o + i * work.o_row + channel, work.o_row, fresh, over, work.part + i * size_of(shape),
+               work.o_at + 8 * i, channel)
 
 
 @kernel
-def mix_channels(shape, full, work, rows, v, v_row, count, channel, j0, keys, whole, fresh):
+def mix_channels(shape, full, work, rows, v, v_row, count, channel, j0, keys, whole, fresh, over):
     """The block into one stretch of channels of every row."""
     queries = vecs_of(full) * lanes_of(full)
-    W, i = queries * size_of(full), 0
+    W, i, broken = queries * size_of(full), 0, False
     while i < rows and i + rows_of(shape) <= queries:
-        mix_rows(shape, work, W, v, v_row, count, channel, j0, keys, whole, fresh, i)
+        broken = mix_rows(shape, work, W, v, v_row, count, channel, j0, keys, whole, fresh, over, i) or broken
         i += rows_of(shape)
     while i < rows:
-        mix_rows(rest_of(shape), work, W, v, v_row, count, channel, j0, keys, whole, fresh, i)
+        broken = mix_rows(rest_of(shape), work, W, v, v_row, count, channel, j0, keys, whole, fresh, over, i) or broken
         i += rows_of(rest_of(shape))
+    return broken
 
 
 @kernel
-def mix_block(full, wide, last, tail, job, work, rows, v, v_row, j0, keys, whole, fresh):
-    """The block into all channels: `wide` at a time, then `last`, whose last vector has `tail` (None: all) of them."""
-    channel = 0
+def mix_block(full, wide, last, tail, job, work, rows, v, v_row, j0, keys, whole, fresh, over):
+    """The block into all channels: `wide` at a time, then `last`, whose last vector has `tail` (None: all) of them.
+
+    over: it is the last block, and o / l is written where it belongs. True then if that may have a NaN or an inf in it."""
+    channel, broken = 0, False
     if wide is not None:
         step, end = vecs_of(wide) * lanes_of(full) * size_of(full), job.Dv * size_of(full)
         while channel + step < end:
-            mix_channels(wide, full, work, rows, v + channel, v_row, None, channel, j0, keys, whole, fresh)
+            broken = mix_channels(wide, full, work, rows, v + channel, v_row, None, channel, j0, keys, whole, fresh,
+                                  over) or broken
             channel += step
-    mix_channels(last, full, work, rows, v + channel, v_row, tail, channel, j0, keys, whole, fresh)
+    return mix_channels(last, full, work, rows, v + channel, v_row, tail, channel, j0, keys, whole, fresh, over) or broken
 
 
 @kernel
@@ -300,13 +316,16 @@ def mix_poison(full, job, work, extra, rows, v, j0, keys):
 
 # ---- a tile --------------------------------------------------------------------------------------------------------------
 @kernel
-def start(full, job, work, h, row0, rows, Sq):
+def start(full, job, work, extra, h, row0, rows, Sq):
     """The state before the first key. A sink is a starting state: seen = its score, l = its weight, o = 0."""
     row = row_of(full)
     W = vecs_of(full) * lanes_of(full) * size_of(full)
     store(zeros(row), work.kept, W)
     store(fill(row, -INF), work.top, W)
     store(fill(row, -INF), work.sees, W)
+    if extra is None:
+        for r in range(rows):
+            put_number(full, work.sees + r * size_of(full), 0.0 if word(work.first + 8 * r) < word(work.last + 8 * r) else -INF)
     if job.sink != 0:
         for r in range(rows):
             head = h * job.group + (row0 + r) // Sq
@@ -326,6 +345,17 @@ def rescale(full, work, rows, count, o, l):
         for c in range(0, count, lanes_of(full)):
             at = o + r * work.o_row + c * size_of(full)
             store(scale_rows(load(lane_of(full), at, 0), work.factor + r * size_of(full), 0), at, 0)
+
+
+@kernel
+def rescale_block(full, work):
+    """The weights of the block, and their sum, times the factors."""
+    row = row_of(full)
+    W = vecs_of(full) * lanes_of(full) * size_of(full)
+    factor = load(row, work.factor, W)
+    store(multiply(load(row, work.part, W), factor), work.part, W)
+    for j in range(BLOCK):
+        store(multiply(load(row, work.s + j * W, W), factor), work.s + j * W, W)
 
 
 @kernel
@@ -377,20 +407,31 @@ def write_row(full, wide, last, tail, job, work, r, empty, far, again):
 
 
 @kernel
-def finish(full, wide, last, tail, job, work, rows, empty, far, again):
-    """Write o / l and lse. True if something came out NaN or inf."""
-    row, item = row_of(full), size_of(full)
-    W = vecs_of(full) * lanes_of(full) * item
+def close(full, work):
+    """l in full, and 1 / l in `part`."""
+    row = row_of(full)
+    W = vecs_of(full) * lanes_of(full) * size_of(full)
     l = add(load(row, work.l, W), load(row, work.l_far, W))
     store(l, work.l, W)
     store(inverse(l, load(row, work.sees, W)), work.part, W)
+
+
+@kernel
+def write_rows(full, wide, last, tail, job, work, rows, empty, far, again):
+    """o / l to where it belongs. True if something came out NaN or inf."""
     bad = False
     for r in range(rows):
         bad = write_row(full, wide, last, tail, job, work, r, empty, far, again) or bad
-        if job.lse != 0:
-            put_number(full, word(work.lse_at + 8 * r),
-                       LN_2 * (number(full, work.kept + r * item) + math.log2(np.float64(number(full, work.l + r * item)))))
     return bad
+
+
+@kernel
+def write_lse(full, job, work, rows):
+    """lse = (kept + log2 l) ln 2."""
+    item = size_of(full)
+    for r in range(rows):
+        put_number(full, word(work.lse_at + 8 * r),
+                   LN_2 * (number(full, work.kept + r * item) + math.log2(np.float64(number(full, work.l + r * item)))))
 
 
 @kernel
@@ -414,10 +455,10 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
     """All keys of a tile of queries; True if a row came out NaN or inf. `again`: what came out so, once more, v shrunk."""
     row = row_of(full)
     W = vecs_of(full) * lanes_of(full) * size_of(full)
-    start(full, job, work, h, row0, rows, Sq)
+    start(full, job, work, extra, h, row0, rows, Sq)
     (first, end), (all_first, all_last) = hull, common
     vecs = -(-rows // lanes_of(full))
-    fresh, fresh_far = True, True
+    fresh, fresh_far, over, broken = True, True, False, False
     j0 = first // BLOCK * BLOCK
     while j0 < end:
         keys = min(BLOCK, Sk - j0)
@@ -430,12 +471,17 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
         if some:
             store(zeros(row), work.part, W)
             at_k = k + j0 * job.k_s
-            whole = score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs)
-            if moved_if_far(row, W, work.top, work.kept, work.factor):
+            whole = score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs, v + j0 * job.v_s)
+            moved = moved_if_far(row, W, work.top, work.kept, work.factor)
+            while moved != STAYS:
                 rescale(full, work, 0 if fresh else rows, job.Dv, work.o, work.l)
                 rescale(full, work, 0 if fresh_far else rows, job.Dv, work.o_far, work.l_far)
+                if moved == MOVED:
+                    rescale_block(full, work)
+                    break
                 store(zeros(row), work.part, W)
-                score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs)
+                score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs, v + j0 * job.v_s)
+                moved = moved_if_far(row, W, work.top, work.kept, work.factor)
             store(add(load(row, work.l, W), load(row, work.part, W)), work.l, W)
             at_v, v_row = v + j0 * job.v_s, job.v_s
             poison = False
@@ -444,7 +490,12 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
             if poison or again:
                 copy_rows(full, at_v, v_row, keys, job.Dv, work.v, work.v_row, poison, SHRINK if again else 1.0)
                 at_v, v_row = work.v, work.v_row
-            mix_block(full, wide, last, tail, job, work, rows, at_v, v_row, j0, keys, whole, fresh)
+            over = j0 + BLOCK >= end and fresh_far and not poison and not again
+            if over:
+                close(full, work)
+            broken = mix_block(full, wide, last, tail, job, work, rows, at_v, v_row, j0, keys, whole, fresh, over)
+            if over:
+                break
             if poison:
                 mix_poison(full, job, work, extra, rows, v + j0 * job.v_s, j0, keys)
             fresh = False
@@ -452,7 +503,12 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
             put_by(full, work, rows, job.Dv, fresh_far)
             fresh, fresh_far = True, False
         j0 += BLOCK
-    return finish(full, wide, last, tail, job, work, rows, fresh, not fresh_far, again)
+    if not over:
+        close(full, work)
+        broken = write_rows(full, wide, last, tail, job, work, rows, fresh, not fresh_far, again)
+    if job.lse != 0:
+        write_lse(full, job, work, rows)
+    return broken
 
 
 @kernel

@@ -15,10 +15,10 @@ Addresses and row distances are int64 and in bytes. Loads and stores ask for no 
     make       zeros(shape)  fill(shape, x)  lanes_from(shape, i)
     memory     load(shape, at, row)  store(t, at, row)  load_part, store_part: only `count` elements of each row's last
                vector are touched  load_table(shape, table, offset): row r at table[r] + offset, `count` elements
-    products   rank1(t, column, column_row, row)  rank1_part: as load_part
+    products   rank1(t, column, column_row, row)  rank1_part: as load_part  scale_rows(t, column, column_row)
     lanewise   add(x, y)  subtract  multiply  divide  maximum  fma(x, y, z)  across_*(t, row): every row of t with one row
     rows       rowsum(row, t)  rowmax(row, t): fold t's rows into a row
-    choice     where_*(…)  any_*(…)
+    choice     where_*(…)  any_*(…)  between(t, first, lo, hi): -inf where row first + r is not in [lo, hi)
     shuffles   transpose(t): rows = lanes, one vector each
 
 NaN: `maximum(x, y)` gives y where either is NaN. -0.0 counts as 0.0 in comparisons, as in IEEE 754.
@@ -40,6 +40,7 @@ from ..machine import TARGET
 I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 FLOATS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 INF = float("inf")
+WORDS = TARGET.vector_bytes // 8                # int64 in a register
 
 
 def size(scalar: types.Type) -> int:
@@ -329,6 +330,25 @@ def load_table(typingctx, shape, table, offset, count):
 
 
 @intrinsic
+def store_table(typingctx, tile, table, offset, count):
+    """Row r to table[r] + offset; of its last vector only the first `count` elements (None: all)."""
+    def codegen(context, builder, signature, args):
+        value, table, offset, count = args
+        mask = None if signature.args[3] is types.none else _first(builder, tile, count)
+        for i, x in enumerate(_unpack(builder, tile, value)):
+            r, j = divmod(i, tile.vecs)
+            row = builder.load(_pointer(builder, builder.add(table, I64(8 * r)), I64))
+            at = _at(builder, tile, builder.add(row, offset), I64(0), 0, j)
+            if mask is None or j < tile.vecs - 1:
+                builder.store(x.value, at, align=size(tile.scalar))
+            else:
+                _masked_store(builder, x.value, at, mask, size(tile.scalar))
+        return context.get_dummy_value()
+
+    return types.void(tile, types.int64, types.int64, count), codegen
+
+
+@intrinsic
 def load_mask_table(typingctx, shape, table, offset, count):
     """As `load_table`, from bytes: 0 where a byte is not 0, -inf where it is; -inf past `count`."""
     tile = _tile(shape)
@@ -363,6 +383,19 @@ def load_offsets(typingctx, shape, table, minus, least, most):
         return _pack(builder, tile, [Lanes(builder, builder.sitofp(x, tile.vector))])
 
     return tile(shape, *[types.int64] * 4), codegen
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line of an address, which need not be one that can be read."""
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read, nearest, data = I32(0), I32(3), I32(1)
+        builder.call(function, [_pointer(builder, args[0], I8), read, nearest, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 # ---- products ----------------------------------------------------------------------------------------------------------
@@ -417,6 +450,23 @@ def scale_rows(typingctx, tile, column, column_row):
         return _pack(builder, tile, vectors)
 
     return tile(tile, types.int64, types.int64), codegen
+
+
+@intrinsic
+def between(typingctx, tile, first, lo, hi):
+    """t[r, :] where lo[:] <= first + r < hi[:], elsewhere -inf."""
+    def codegen(context, builder, signature, args):
+        value, first, lo, hi = args
+        vectors, lo, hi = _unpack(builder, tile, value), _unpack(builder, row, lo), _unpack(builder, row, hi)
+        for r in range(tile.rows):
+            x = splat(builder, tile.vector, builder.fadd(first, ir.Constant(first.type, r)))
+            for j in range(tile.vecs):
+                seen = builder.and_(x.at_least(lo[j]), x < hi[j])
+                vectors[r * tile.vecs + j] = vectors[r * tile.vecs + j].where(seen, -INF)
+        return _pack(builder, tile, vectors)
+
+    row = _row_of(tile)
+    return tile(tile, tile.scalar, row, row), codegen
 
 
 # ---- lane functions ----------------------------------------------------------------------------------------------------
@@ -579,6 +629,20 @@ def put_word(typingctx, address, x):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def put_ladder(typingctx, address, first, step):
+    """Write first, first + step ...: as many int64 as a register holds."""
+    def codegen(context, builder, signature, args):
+        address, first, step = args
+        words = ir.VectorType(I64, WORDS)
+        numbers = builder.mul(splat(builder, words, step).value, ir.Constant(words, list(range(WORDS))))
+        row = builder.add(splat(builder, words, first).value, numbers)
+        builder.store(row, _pointer(builder, address, words), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic

@@ -42,7 +42,7 @@ def scratch(scalar: types.Type, D: int, Dv: int) -> tuple[np.ndarray, np.ndarray
     item, W = size(scalar), queries(scalar)
     width = -(-max(Dv, 1) // lanes(scalar)) * lanes(scalar)
     depth = -(-max(D, 1) // lanes(scalar)) * lanes(scalar)
-    sizes = dict.fromkeys(_STATE.split(), W * item) | dict.fromkeys(_TABLE.split(), W * 8)
+    sizes = dict.fromkeys(_STATE.split(), W * item) | dict.fromkeys(_TABLE.split(), W * 8 + 64)       # ladders overshoot
     sizes |= {"vec_first": 64, "vec_last": 64, "qt": depth * W * item, "s": BLOCK * W * item, "addend": GRAIN * W * item,
               "tail": GRAIN * depth * item, "o": W * width * item, "o_far": W * width * item, "v": BLOCK * width * item}
     places, end = {}, 0

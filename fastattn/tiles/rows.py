@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 
 from ..jit import kernel
-from ..simd.vec import lanes_of, number, put_number, put_word, size_of, vecs_of, word
+from ..simd.vec import WORDS, lanes_of, number, put_ladder, put_number, put_word, size_of, vecs_of, word
 
 LOG2_E = math.log2(math.e)
 
 
 @kernel
 def ladder(table, rows, at, step):
-    """table[r] = at + r step. Simple enough for LLVM to write whole vectors."""
-    for r in range(rows):
-        put_word(table + 8 * r, at + r * step)
+    """table[r] = at + r step, and a few rows more."""
+    for r in range(0, rows, WORDS):
+        put_ladder(table + 8 * r, at + r * step, step)
 
 
 @kernel
@@ -37,7 +37,6 @@ def place_rows(full, job, work, b, h, row0, rows, q0, Sq, Sk):
         n, at = min(rows - r, Sq - i), 8 * r
         ladder(work.q_at + at, n, job.q + b * job.q_b + head * job.q_h + (q0 + i) * job.q_s, job.q_s)
         ladder(work.o_at + at, n, job.o + b * job.o_b + head * job.o_h + (q0 + i) * job.o_s, job.o_s)
-        ladder(work.where + at, n, i + Sk - Sq, 1)
         if job.lse != 0:
             ladder(work.lse_at + at, n, job.lse + b * job.lse_b + head * job.lse_h + (q0 + i) * job.lse_s, job.lse_s)
         if job.bias != 0:
@@ -51,15 +50,20 @@ def place_rows(full, job, work, b, h, row0, rows, q0, Sq, Sk):
             ladder(work.first + at, n, 0, 0)
             ladder(work.last + at, n, Sk, 0)
         if job.slopes != 0:
+            ladder(work.where + at, n, i + Sk - Sq, 1)
             slope = LOG2_E * number(full, job.slopes + head * item)
             for x in range(r, r + n):
                 put_number(full, work.slope + x * item, slope)
         r, i, head = r + n, 0, head + 1
     at, beyond = 8 * rows, W - rows
     ladder(work.q_at + at, beyond, word(work.q_at), 0)
-    ladder(work.bias_at + at, beyond, word(work.bias_at), 0)
-    ladder(work.seen_at + at, beyond, word(work.seen_at), 0)
-    ladder(work.where + at, beyond, 0, 0)
+    ladder(work.o_at + at, beyond, work.o + rows * work.o_row, work.o_row)
+    if job.bias != 0:
+        ladder(work.bias_at + at, beyond, word(work.bias_at), 0)
+    if job.seen != 0:
+        ladder(work.seen_at + at, beyond, word(work.seen_at), 0)
+    if job.slopes != 0:
+        ladder(work.where + at, beyond, 0, 0)
     ladder(work.first + at, beyond, 0, 0)
     ladder(work.last + at, beyond, 0, 0)
 
