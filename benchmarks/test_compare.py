@@ -12,9 +12,9 @@ import pytest
 
 import reference
 
-from . import report
+from . import compare, report
 from .cases import CASES, Sight, error_limit, formula, named, spread
-from .rivals import CONTENDERS, OURS, additive, fastattn_mask, installed
+from .rivals import CONTENDERS, OURS, Way, additive, fastattn_mask, installed
 
 SMALL = [case.small() for case in CASES]
 NAMES = [case.name for case in CASES]
@@ -109,6 +109,96 @@ def test_what_is_not_installed_is_none(monkeypatch):
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------------
+class Clock:
+    """A second passes with each look; and more when somebody works."""
+
+    now = 0.0
+
+    def __call__(self):
+        self.now += 1
+        return self.now
+
+
+class NoPeak:
+    best = 0.0
+
+    def measure(self):
+        self.best = 1.0
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(compare.time, "perf_counter", made)
+    return made
+
+
+@pytest.fixture
+def contend(monkeypatch, clock):
+    """Run the comparison of contenders that only pretend to work: {name: [(way, seconds, error), ...]}."""
+    case = named(["least"])[0]
+    turns = []
+
+    def ways(name, offered):
+        for label, seconds, error in offered:
+            def run(seconds=seconds):
+                clock.now += seconds
+                turns.append(name)
+            yield Way(label, run, lambda _, error=error: formula(case, *case.inputs()) + error)
+
+    def measured(contenders, rounds, seconds):
+        for name, offered in contenders.items():
+            monkeypatch.setitem(CONTENDERS, name, lambda *_, name=name, offered=offered: ways(name, offered))
+        found = compare.measure(case, list(contenders), NoPeak(), 1, rounds, seconds)
+        return found["contenders"], turns
+
+    return measured
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0, 1), (1, 1), (3.5, 2), (8.5, 5)])
+def test_calls_are_timed_until_the_time_is_over_and_at_least_once(clock, seconds, calls):
+    assert compare.timed(lambda: None, seconds) == [1.0] * calls       # the clock ticks before and behind each call
+
+
+def test_the_fastest_right_way_is_compared(contend):
+    found, _ = contend({"torch": [("slow", 9, 0), ("wrong", 1, 1e-3), ("fast", 5, 0), ("slower", 7, 1e-6)]}, 2, 1000)
+    assert found["torch"]["way"] == "fast"
+    assert found["torch"]["min"] == 6
+    assert found["torch"]["tried"].keys() == {"slow", "fast", "slower"}
+    assert found["torch"]["failures"] == ["wrong: wrong by 1.0e-03"]
+
+
+@pytest.mark.parametrize("error", [1e-3, np.nan, np.inf])
+def test_a_wrong_result_is_reported_and_not_timed(contend, error):
+    found, _ = contend({"torch": [("only", 1, error)], "jax": [("only", 1, 0)]}, 2, 1000)
+    assert found["torch"] == {"failed": f"only: wrong by {error:.1e}"}
+    assert found["jax"]["min"] == 2
+
+
+def test_everyone_has_a_turn_in_each_round_and_another_one_begins(contend):
+    _, turns = contend({name: [("only", 100, 0)] for name in ("numpy", "torch", "jax")}, 4, 1220)
+    # After two calls of each for the trial. A turn is over when its time is, 1220 / 3 / 4 = 101.7 s: one call.
+    assert turns[6:] == ["numpy", "torch", "jax", "torch", "jax", "numpy", "jax", "numpy", "torch", "numpy", "torch", "jax"]
+
+
+def test_who_is_slow_has_fewer_turns(contend):
+    found, _ = contend({"torch": [("only", 10, 0)], "jax": [("only", 1000, 0)]}, 10, 1000)
+    assert len(found["jax"]["rounds"]) == 1
+    assert len(found["torch"]["rounds"]) == 10
+
+
+def test_a_library_that_fails_stops_nobody(contend, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no such operator\nand much more")
+        yield
+
+    monkeypatch.setitem(CONTENDERS, "openvino", broken)
+    found, _ = contend({"jax": [("only", 1, 0)]}, 1, 100)
+    assert "min" in found["jax"]
+    assert compare.Contender(named(["least"])[0], "openvino", (), None, 1).result() == {
+        "failed": "RuntimeError: no such operator"}
+
+
 def test_a_comparison_runs_and_its_result_makes_a_table(tmp_path):
     file, root = tmp_path / "results.json", Path(__file__).parent.parent
     run = [sys.executable, "-m", "benchmarks.compare", "--cases", "least", "--rivals", "numpy", "--rounds", "2",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import checks
+from .machine import LINE
 from .masks import runs, runs_packed
 from .passes.launch import SCALARS, compile_forward, forward_tiles, run_forward
 from .passes.merge import merged
@@ -19,7 +20,6 @@ from .tiles.job import address
 from .tiles.sizes import GRAIN, queries
 
 LOG2_E = math.log2(math.e)
-LINE = 64                       # bytes of a cache line
 
 
 def attention(

@@ -39,7 +39,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from numba.core import codegen, compiler, config, dispatcher, registry
+from numba.core import codegen, compiler, config, dispatcher, registry, typed_passes, untyped_passes
 from numba.core.compiler_lock import global_compiler_lock
 
 from .machine import TARGET
@@ -224,8 +224,36 @@ class _Compiler(dispatcher._FunctionCompiler):
         return result._replace(entry_point=key)
 
 
+# Numba's own list has as many passes again, for closures, rewrites and parallel loops, and after each it looks where every
+# variable is used last: together a fifth of the time. A branch that an argument's type decides, `if tail is None`, is cut
+# off before types are inferred: once as it stands, once where the variable was assigned to.
+PASSES = (
+    untyped_passes.TranslateByteCode,
+    untyped_passes.FixupArgs,
+    untyped_passes.IRProcessing,
+    untyped_passes.DeadBranchPrune,
+    untyped_passes.ReconstructSSA,
+    untyped_passes.DeadBranchPrune,
+    typed_passes.NopythonTypeInference,
+    typed_passes.PreLowerStripPhis,
+    typed_passes.IRLegalization,
+    typed_passes.AnnotateTypes,
+    typed_passes.NativeLowering,
+    typed_passes.NoPythonBackend,
+)
+
+
+class _Pipeline(compiler.CompilerBase):
+    def define_pipelines(self) -> list[compiler.PassManager]:
+        passes = compiler.PassManager("fastattn")
+        for one in PASSES:
+            passes.add_pass(one, one.__name__)
+        passes.finalize()
+        return [passes]
+
+
 def _compiler(function: Callable) -> _Compiler:
-    return _Compiler(function, _target, OPTIONS, {}, compiler.Compiler)
+    return _Compiler(function, _target, OPTIONS, {}, _Pipeline)
 
 
 class _Dispatcher(dispatcher.Dispatcher):

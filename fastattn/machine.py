@@ -24,6 +24,8 @@ import numba
 import numpy as np
 from numba.core import codegen, config
 
+LINE = 64                       # bytes of a cache line, on all of these
+
 
 @dataclass(frozen=True)
 class Target:

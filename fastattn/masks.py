@@ -78,7 +78,7 @@ class Mask:
 
     def fit(self, B: int | None, Sq: int, Sk: int) -> None:
         """Raise if the mask is not one for B (None: any) sequences of Sq queries and Sk keys."""
-        if B is not None and self.B not in (None, B):
+        if self.B not in (None, B):
             raise ValueError(f"mask must have a number for each of the B = {B} sequences of the batch; got {self!r}")
 
     def materialize(self, Sq: int, Sk: int) -> NDArray[np.bool_]:
@@ -359,7 +359,6 @@ def runs(mask: Any, B: int, Sq: int, Sk: int) -> tuple[NDArray | None, NDArray |
     mask, seen = _as_mask(mask), None
     for part in mask.parts:
         if isinstance(part, Boolean):
-            part.fit(B, Sq, Sk)
             seen = part.seen if seen is None else _both(seen, part.seen)
     if seen is None and B * Sq <= REMEMBERED:
         return *_remembered(mask, B, Sq, Sk), None

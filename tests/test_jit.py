@@ -310,7 +310,7 @@ def test_the_control_without_the_checksum_a_torn_file_ends_the_process(run, tmp_
 
 
 # ---- another source ----------------------------------------------------------------------------------------------------
-DOUBLED = ("micro/mix.py", "    store(t, o, o_row)\n", "    store(add(t, t), o, o_row)\n")
+DOUBLED = ("micro/mix.py", "    store_table(t, table", "    store_table(add(t, t), table")
 
 
 def edit(package, place, old, new):

@@ -37,6 +37,8 @@ DRAWINGS = {
     "causal_top_left & lengths([2])": ["# . . . .", "# # . . .", "# # . . ."],
     "causal & lengths([4], [2]) & lengths([3])": ["# # . . .", "# # # . .", ". . . . ."],
     "causal & lengths([3]) & lengths([4], [2])": ["# # . . .", "# # # . .", ". . . . ."],
+    "causal & lengths([4], [1]) & lengths([4], [2])": ["# # # # .", ". . . . .", ". . . . ."],
+    "causal & lengths([4], [2]) & lengths([4], [1])": ["# # # # .", ". . . . .", ". . . . ."],
     "causal & window(1)": [". # # . .", ". . # # .", ". . . # #"],
     "packed([7, 7, 2, 2, 2])": ["# # . . .", "# # . . .", ". . # # #", ". . # # #", ". . # # #"],
     "packed([7, 7, 2, 2, 2]) & causal": ["# . . . .", "# # . . .", ". . # . .", ". . # # .", ". . # # #"],
@@ -206,6 +208,7 @@ def test_masks_are_values():
             assert repr(same) == repr(mask)
     assert len(set(VALUES)) == len(VALUES)
     assert window(-1, np.int64(-1)) == window(None, None)
+    assert lengths([]) == lengths(np.zeros(0, np.uint8))
 
 
 def test_a_mask_with_an_array_is_not_hashable():

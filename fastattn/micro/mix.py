@@ -6,7 +6,6 @@ from ..jit import kernel
 from ..simd.vec import (
     add,
     any_lane,
-    lanewise,
     load,
     rank1,
     rank1_part,

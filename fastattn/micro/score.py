@@ -11,6 +11,7 @@ The weights are taken before the largest score is known, from a guess of it that
 from __future__ import annotations
 
 from ..jit import kernel
+from ..machine import LINE
 from ..simd.math import exp2_less, tanh
 from ..simd.vec import INF, between, lanewise, load, prefetch, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
 
@@ -23,9 +24,12 @@ def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend
     """Score and weigh `keys` keys, a multiple of the tile's rows, for the tile's queries.
 
     s[j, i] = 2^(k[j] qᵀ[:, i] - kept[i]); seen[i] becomes the largest score of query i, part[i] grows by its weights.
+    Types alone decide what is done besides: cap (None: no softcap); addend (None, or what is added to the scores, -inf where
+    a key is hidden); lo and hi (None, or which keys a query sees: lo[i] <= first + j < hi[i]).
+    Meanwhile the keys' rows of v, v_bytes each, come into the cache, which the mix finds there: 1 to 5 %.
 
-    Relies on: k's channels adjacent, rows of k_row bytes; qᵀ (D, W), s and addend (keys, W), W in bytes; kept, seen and
-    part a vector each for the tile's queries.
+    Relies on: k's channels adjacent, rows of k_row bytes; qᵀ (D, W), s and addend (keys, W), W in bytes; kept, seen, part,
+    lo and hi a vector each for the tile's queries.
     Registers: rows x vecs sums, vecs of queries, 1 broadcast: 21 of 32 for 4 x 4; then 8 more for exp2.
     """
     for j in range(0, keys, rows_of(shape)):
@@ -35,7 +39,7 @@ def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend
             column += size_of(shape)
             queries += W
         for r in range(j, j + rows_of(shape)):
-            for c in range(0, v_bytes, 64):
+            for c in range(0, v_bytes, LINE):
                 prefetch(v + r * v_row + c)
         if cap is not None:
             t = scaled(tanh(t), cap)

@@ -28,7 +28,7 @@ import numpy as np
 from ..jit import kernel
 from ..micro.mix import mix
 from ..micro.score import score
-from ..micro.softmax import LOST, MOVED, STAYS, inverse, moved_if_far
+from ..micro.softmax import MOVED, STAYS, inverse, moved_if_far
 from ..simd.math import exp2
 from ..simd.vec import (
     INF,

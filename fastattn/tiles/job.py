@@ -10,9 +10,10 @@ import ctypes
 import numpy as np
 from numba import types
 
+from ..machine import LINE
 from ..simd.vec import lanes, size
 from .record import Record
-from .sizes import BLOCK, GRAIN, queries
+from .sizes import BLOCK, GRAIN, VECS, queries
 
 JOB = Record("Job", """
     counter tasks items heads group Sq Sk D Dv sequences
@@ -42,15 +43,17 @@ def scratch(scalar: types.Type, D: int, Dv: int) -> tuple[np.ndarray, np.ndarray
     item, W = size(scalar), queries(scalar)
     width = -(-max(Dv, 1) // lanes(scalar)) * lanes(scalar)
     depth = -(-max(D, 1) // lanes(scalar)) * lanes(scalar)
-    sizes = dict.fromkeys(_STATE.split(), W * item) | dict.fromkeys(_TABLE.split(), W * 8 + 64)       # ladders overshoot
-    sizes |= {"vec_first": 64, "vec_last": 64, "qt": depth * W * item, "s": BLOCK * W * item, "addend": GRAIN * W * item,
-              "tail": GRAIN * depth * item, "o": W * width * item, "o_far": W * width * item, "v": BLOCK * width * item}
+    # A ladder ends with a whole register.
+    sizes = dict.fromkeys(_STATE.split(), W * item) | dict.fromkeys(_TABLE.split(), W * 8 + LINE)
+    sizes |= {"vec_first": VECS * 8, "vec_last": VECS * 8, "qt": depth * W * item, "s": BLOCK * W * item,
+              "addend": GRAIN * W * item, "tail": GRAIN * depth * item, "o": W * width * item, "o_far": W * width * item,
+              "v": BLOCK * width * item}
     places, end = {}, 0
     for name, bytes_ in sizes.items():
         places[name] = end
-        end += -(-bytes_ // 64) * 64
-    memory = np.zeros(end + 64, np.uint8)
-    start = -(-memory.ctypes.data // 64) * 64                   # whole vectors that do not cross a cache line
+        end += -(-bytes_ // LINE) * LINE
+    memory = np.zeros(end + LINE, np.uint8)
+    start = -(-memory.ctypes.data // LINE) * LINE               # whole vectors that do not cross a cache line
     record = WORK.pack([start + places[name] for name in sizes] + [width * item, width * item])
     return record, memory
 
