@@ -13,20 +13,21 @@ from __future__ import annotations
 from ..jit import kernel
 from ..machine import LINE
 from ..simd.math import exp2_less, tanh
-from ..simd.vec import INF, between, lanewise, load, prefetch, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
+from ..simd.vec import INF, between, fetch, lanewise, load, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
 
 # What is added to a score: ALiBi, bias, and -inf where a key is hidden, whatever the score there is, NaN included.
 added = lanewise(lambda t, a: (t + a).where(a.differs(-INF), -INF))
 
 
 @kernel
-def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend, lo, hi, first, v, v_row, v_bytes):
+def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend, lo, hi, first,
+          v, v_row, v_bytes, q, q_row, q_bytes):
     """Score and weigh `keys` keys, a multiple of the tile's rows, for the tile's queries.
 
     s[j, i] = 2^(k[j] qᵀ[:, i] - kept[i]); seen[i] becomes the largest score of query i, part[i] grows by its weights.
     Types alone decide what is done besides: cap (None: no softcap); addend (None, or what is added to the scores, -inf where
     a key is hidden); lo and hi (None, or which keys a query sees: lo[i] <= first + j < hi[i]).
-    Meanwhile the keys' rows of v, v_bytes each, come into the cache, which the mix finds there: 1 to 5 %.
+    Meanwhile as many rows of v and of q, v_bytes and q_bytes each, come into the cache, for what is done next: 1 to 5 %.
 
     Relies on: k's channels adjacent, rows of k_row bytes; qᵀ (D, W), s and addend (keys, W), W in bytes; kept, seen, part,
     lo and hi a vector each for the tile's queries.
@@ -38,9 +39,10 @@ def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend
             t = rank1(t, column, k_row, queries)            # t += k[j:j + rows, d] qᵀ[d, :]
             column += size_of(shape)
             queries += W
-        for r in range(j, j + rows_of(shape)):
-            for c in range(0, v_bytes, LINE):
-                prefetch(v + r * v_row + c)
+        for c in range(0, v_bytes, LINE):
+            fetch(shape, v + j * v_row + c, v_row)
+        for c in range(0, q_bytes, LINE):
+            fetch(shape, q + j * q_row + c, q_row)
         if cap is not None:
             t = scaled(tanh(t), cap)
         if addend is not None:

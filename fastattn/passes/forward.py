@@ -3,14 +3,17 @@
     for each task (item, kv head, tile of W queries), heaviest first within a head:
         qᵀ packed, scaled by scale log2 e
         for each block of 64 keys, counted from key 0, that any of the queries sees:
-            score and weigh it, 16 keys at a time:   all queries see all 16   no mask code
-                                                     some do                  what is added to the scores is laid out first:
-                                                                              ALiBi, bias, -inf where hidden; vectors of
-                                                                              queries that see none are left out
+            score and weigh it, 16 keys and one to all vectors of queries at a time:
+                                                     all queries see all 16   no mask code
+                                                     some do                  runs: keys are compared with their ends
+                                                                              extra: ALiBi + bias, -inf where hidden, is
+                                                                              laid out first and added
                                                      none                     zeros
             if a largest score moved too far: move `kept`, and the weights with it
-            mix the block into o
-        o / l, lse
+            mix the block into o; the last one: o / l to where it belongs
+        lse
+
+    While a block is scored its v comes into the cache, and while the last one is, the next task's queries.
 
 Hidden values are never seen. A hidden score is replaced, whatever it is; a hidden v is multiplied by 0, so where a block is
 not seen by all its v is searched for NaN and inf, and where there are any they are mixed by hand into the rows that see them.
@@ -168,7 +171,8 @@ def score_edge(full, shape, job, work, cap, extra, k, k_row, j, x, v):
     else:
         lo, hi = work.lo + x, work.hi + x
     score(shape, row_of(shape), k, k_row, GRAIN, work.qt + x, work.s + j * W + x, W, job.D, work.kept + x, work.top + x,
-          work.part + x, cap, addend, lo, hi, j, v, job.v_s, job.Dv * size_of(full))
+          work.part + x, cap, addend, lo, hi, j, v, job.v_s, job.Dv * size_of(full),
+                  word(work.ahead) + j * job.q_s, job.q_s, word(work.ahead_bytes))
 
 
 @kernel
@@ -202,7 +206,8 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
             while j + run + GRAIN <= keys and a + run + GRAIN <= all_last:
                 run += GRAIN
             score(full, row_of(full), k + j * job.k_s, job.k_s, run, work.qt, work.s + j * W, W, job.D,
-                  work.kept, work.top, work.part, cap, None, None, None, 0, v + j * job.v_s, job.v_s, job.Dv * size_of(full))
+                  work.kept, work.top, work.part, cap, None, None, None, 0, v + j * job.v_s, job.v_s, job.Dv * size_of(full),
+                  word(work.ahead) + j * job.q_s, job.q_s, word(work.ahead_bytes))
             if extra is not None:
                 store(zeros(row_of(full)), work.sees, W)
             j += run
@@ -471,6 +476,7 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
         if some:
             store(zeros(row), work.part, W)
             at_k = k + j0 * job.k_s
+            put_word(work.ahead_bytes, job.D * size_of(full) if j0 + BLOCK >= end else 0)
             whole = score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs, v + j0 * job.v_s)
             moved = moved_if_far(row, W, work.top, work.kept, work.factor)
             while moved != STAYS:
@@ -525,6 +531,16 @@ def item_of(job, task):
 
 
 @kernel
+def queries_after(job, work, b, h, row0, tiles, W):
+    """Where the queries of the next task begin, which are asked for in advance. Where heads share keys, or sequences differ,
+    it may be elsewhere: asking for the wrong lines costs little."""
+    if row0 != 0:
+        return word(work.q_at) - W * job.q_s
+    b, h = b + (h + 1) // job.heads, (h + 1) % job.heads
+    return job.q + b * job.q_b + h * job.q_h + (tiles - 1) * W * job.q_s
+
+
+@kernel
 def tile(full, wide, last, tail, cap, extra, job, work, task):
     """One task: a tile of queries of one kv head of one item."""
     W = vecs_of(full) * lanes_of(full)
@@ -552,6 +568,7 @@ def tile(full, wide, last, tail, cap, extra, job, work, task):
         first, end = min(first, lo), max(end, hi)
     common = (0, Sk) if job.lo == 0 else seen_by_all(work, rows)
     pack(full, job, work, rows)
+    put_word(work.ahead, queries_after(job, work, b, h, row0, tiles, W))
     k = job.k + item * job.k_b + h * job.k_h + k0 * job.k_s
     v = job.v + item * job.v_b + h * job.v_h + k0 * job.v_s
     for turn in range(2):

@@ -386,16 +386,18 @@ def load_offsets(typingctx, shape, table, minus, least, most):
 
 
 @intrinsic
-def prefetch(typingctx, address):
-    """Ask for the cache line of an address, which need not be one that can be read."""
+def fetch(typingctx, shape, address, row_bytes):
+    """Ask for a cache line of each of the shape's rows; they need not be such that can be read."""
     def codegen(context, builder, signature, args):
         kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         read, nearest, data = I32(0), I32(3), I32(1)
-        builder.call(function, [_pointer(builder, args[0], I8), read, nearest, data])
+        for r in range(shape.rows):
+            at = builder.add(args[1], builder.mul(args[2], I64(r)))
+            builder.call(function, [_pointer(builder, at, I8), read, nearest, data])
         return context.get_dummy_value()
 
-    return types.void(types.int64), codegen
+    return types.void(shape, types.int64, types.int64), codegen
 
 
 # ---- products ----------------------------------------------------------------------------------------------------------

@@ -32,10 +32,12 @@ JOB = Record("Job", """
     scale        by which q is multiplied, log2 e and 1 / cap included       cap    softcap in log2 units
 """
 
-# Numbers a query has, one vector row each; then int64 a query has; then the blocks.
+# Numbers a query has, one vector row each; int64 a query has; int64 a vector of queries has, or one alone: where the next
+# task's queries lie, and how much of each is to be fetched; then the blocks.
 _STATE = "kept top part l l_far sees lo hi position slope factor"
 _TABLE = "q_at o_at lse_at bias_at seen_at first last where"
-WORK = Record("Work", f"{_STATE} {_TABLE} vec_first vec_last qt s addend tail o o_far v o_row v_row")
+_WORDS = "vec_first vec_last ahead ahead_bytes"
+WORK = Record("Work", f"{_STATE} {_TABLE} {_WORDS} qt s addend tail o o_far v o_row v_row")
 
 
 def scratch(scalar: types.Type, D: int, Dv: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,9 +47,9 @@ def scratch(scalar: types.Type, D: int, Dv: int) -> tuple[np.ndarray, np.ndarray
     depth = -(-max(D, 1) // lanes(scalar)) * lanes(scalar)
     # A ladder ends with a whole register.
     sizes = dict.fromkeys(_STATE.split(), W * item) | dict.fromkeys(_TABLE.split(), W * 8 + LINE)
-    sizes |= {"vec_first": VECS * 8, "vec_last": VECS * 8, "qt": depth * W * item, "s": BLOCK * W * item,
-              "addend": GRAIN * W * item, "tail": GRAIN * depth * item, "o": W * width * item, "o_far": W * width * item,
-              "v": BLOCK * width * item}
+    sizes |= dict.fromkeys(_WORDS.split(), VECS * 8)
+    sizes |= {"qt": depth * W * item, "s": BLOCK * W * item, "addend": GRAIN * W * item, "tail": GRAIN * depth * item,
+              "o": W * width * item, "o_far": W * width * item, "v": BLOCK * width * item}
     places, end = {}, 0
     for name, bytes_ in sizes.items():
         places[name] = end
