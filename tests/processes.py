@@ -80,7 +80,7 @@ def run(function, *arguments, cache, package=ROOT, limit=LIMIT, **environment):
 def call(function, *arguments, **more):
     """What function(*arguments) returns in a fresh process; as `run`."""
     ended = run(function, *arguments, **more)
-    assert (ended.status, ended.complaint) == (0, "")
+    assert (ended.status, ended.complaint) == (0, ""), f"status {ended.status}\n{ended.complaint}"
     return ended.value
 
 

@@ -10,7 +10,19 @@ import pytest
 
 import fastattn
 import reference
-from reference import attention, attention_by_loops, attention_varlen, causal, lengths, merge_states, packed, prefix, window
+from reference import (
+    attention,
+    attention_by_loops,
+    attention_varlen,
+    causal,
+    causal_top_left,
+    lengths,
+    merge_states,
+    packed,
+    picture,
+    prefix,
+    window,
+)
 
 
 def problem(seed=0, B=2, Hq=2, Hkv=1, Sq=3, Sk=4, D=2, Dv=3):
@@ -34,7 +46,7 @@ def test_the_drawings_of_the_conventions():
     assert not failed
 
 
-# ---- by hand -----------------------------------------------------------------------------------------------------------
+# ---- by hand ---------------------------------------------------------------------------------------------------------
 def weights(s, **options):
     """What attention makes of scores (Sq, Sk): the weights of the keys, and lse. k = 1 and v = 1 show them."""
     s = np.array(s, float)
@@ -66,7 +78,7 @@ BY_HAND = {
     "bias": ([LN[2], LN[3], 0], {"bias": [0, LN[2], LN[4]]}, [2, 6, 4], 12),
     "a bias of -inf hides": ([LN[2], LN[3], 0], {"bias": [0, -math.inf, 0]}, [2, 0, 1], 3),
     "mask": ([LN[2], LN[3], 0], {"mask": np.array([True, True, False])}, [2, 3, 0], 5),
-    "a mask wins over +inf": ([LN[2], LN[3], 0], {"bias": [0, 0, math.inf], "mask": np.array([True, True, False])}, [2, 3, 0], 5),
+    "a mask wins over +inf": ([LN[2], LN[3], 0], {"bias": [0, 0, math.inf], "mask": [True, True, False]}, [2, 3, 0], 5),
     "sink": ([LN[2], LN[3], 0], {"sink": [LN[4]]}, [2, 3, 1], 10),
     "no sink is a sink of -inf": ([LN[2], LN[3], 0], {"sink": [-math.inf]}, [2, 3, 1], 6),
     # The one query, i = 0, stands at the last key, j = 2: distances 2, 1, 0.
@@ -101,9 +113,9 @@ def test_alibi_is_the_distance_from_where_the_query_stands():
 
 
 def test_a_query_that_sees_no_key_is_found_by_counting():
-    v = [[1.0], [3.0]]
     def of(s, **options):
-        return [x.item() for x in attention([[s]], [[1.0], [1.0]], v, scale=1.0, return_lse=True, **options)]
+        o, lse = attention([[s]], [[1.0], [1.0]], [[1.0], [3.0]], scale=1.0, return_lse=True, **options)
+        return o.item(), lse.item()
 
     nothing = np.zeros((1, 2), bool)
     npt.assert_array_equal(of(1.0, mask=nothing), [0, -math.inf])
@@ -115,6 +127,12 @@ def test_a_query_that_sees_no_key_is_found_by_counting():
     npt.assert_array_equal(of(-math.inf), [math.nan, -math.inf])
     npt.assert_array_equal(of(math.inf), [math.nan, math.nan])
     npt.assert_array_equal(of(-math.inf, sink=[0.5]), [0, 0.5])
+    npt.assert_array_equal(of(-math.inf, sink=[-math.inf]), [math.nan, -math.inf])
+    npt.assert_array_equal(of(1.0, mask=nothing, sink=[-math.inf]), [0, -math.inf])
+    # Every query sees the sink.
+    for strange in (math.nan, math.inf):
+        npt.assert_array_equal(of(1.0, sink=[strange]), [math.nan, math.nan])
+        npt.assert_array_equal(of(1.0, mask=nothing, sink=[strange]), [math.nan, math.nan])
 
 
 def test_no_keys_no_channels():
@@ -126,11 +144,12 @@ def test_no_keys_no_channels():
     npt.assert_allclose(attention(q, k, v), np.broadcast_to(v.mean(2, keepdims=True), (2, 2, 3, 3)), rtol=1e-14)
 
 
-# ---- word by word ------------------------------------------------------------------------------------------------------
+# ---- word by word ----------------------------------------------------------------------------------------------------
 OPTIONS = {
     "mask": [None, causal & window(1), lengths([2, 0], [3, 1]), np.array([[True], [False], [True]]),
              np.random.default_rng(1).random((2, 2, 3, 4)) < 0.5],
-    "bias": [None, np.random.default_rng(2).choice([-math.inf, 0.5, -1.0], (2, 3, 4)), np.array([[1.0], [2.0], [-math.inf]])],
+    "bias": [None, np.random.default_rng(2).choice([-math.inf, 0.5, -1.0], (2, 3, 4)),
+             np.array([[1.0], [2.0], [-math.inf]])],
     "alibi": [None, np.array([0.5, -0.1])],
     "softcap": [None, 1.5],
     "sink": [None, np.array([0.3, -math.inf])],
@@ -141,7 +160,8 @@ OPTIONS = {
 @pytest.mark.parametrize("options", [dict(zip(OPTIONS, x, strict=True)) for x in itertools.product(*OPTIONS.values())])
 def test_all_words_at_once_is_word_by_word(options):
     q, k, v = problem()
-    assert_same(attention(q, k, v, return_lse=True, **options), attention_by_loops(q, k, v, return_lse=True, **options), **ROUNDING)
+    wanted = attention_by_loops(q, k, v, return_lse=True, **options)
+    assert_same(attention(q, k, v, return_lse=True, **options), wanted, **ROUNDING)
 
 
 @pytest.mark.parametrize(("Sq", "Sk", "D", "Dv"), list(itertools.product(range(4), range(4), range(3), range(3))))
@@ -161,6 +181,7 @@ def test_leading_axes_may_be_missing(function):
     whole = function(q, k, v, return_lse=True)
     assert_same(function(q[0], k[0], v[0], return_lse=True), [x[0] for x in whole], rtol=0)
     assert_same(function(q[0, 0], k[0, 0], v[0, 0], return_lse=True), [x[0, 0] for x in whole], rtol=0)
+    npt.assert_array_equal(function(q, k, v), whole[0])
 
 
 def test_also_with_nan_and_inf_anywhere():
@@ -173,9 +194,10 @@ def test_also_with_nan_and_inf_anywhere():
             x[rng.random(x.shape) < 0.04] = rng.choice(strange)
         options = {"mask": rng.random((3, k.shape[2])) < 0.6}
         if seed % 2:
-            options["bias"] = rng.choice([0, 1, -800, *strange[:3]], (2, 3, k.shape[2]), p=[0.4, 0.3, 0.1, 0.02, 0.02, 0.16])
+            often = [0.4, 0.3, 0.1, 0.02, 0.02, 0.16]
+            options["bias"] = rng.choice([0, 1, -800, *strange[:3]], (2, 3, k.shape[2]), p=often)
         if seed % 3:
-            options["sink"] = rng.choice([0.5, -math.inf], 2)
+            options["sink"] = rng.choice([0.5, -math.inf, math.inf, math.nan], 2, p=[0.5, 0.4, 0.05, 0.05])
         if seed % 5 == 0:
             options["softcap"] = 2.0
         o, lse = attention(q, k, v, return_lse=True, **options)
@@ -186,7 +208,7 @@ def test_also_with_nan_and_inf_anywhere():
     assert min(met.values()) > 500, met
 
 
-# ---- what must not matter ----------------------------------------------------------------------------------------------
+# ---- what must not matter --------------------------------------------------------------------------------------------
 def test_shifting_every_key_changes_nothing():
     # q (k + c) = q k + q c: the same number on a whole row of scores, and softmax ignores it.
     q, k, v = problem()
@@ -231,13 +253,38 @@ def test_one_key_at_a_time_gives_the_same_answer():
 
 
 def test_a_part_that_saw_nothing_weighs_nothing():
-    o, lse = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([0.5, -math.inf])
-    nothing = np.full((2, 2), math.nan), np.full(2, -math.inf)
-    o, lse = merge_states([o, nothing[0]], [lse, nothing[1]])
-    npt.assert_array_equal(o, [[1, 2], [0, 0]])
-    npt.assert_array_equal(lse, [0.5, -math.inf])
-    o, lse = merge_states([[[1.0]], [[math.nan]]], [[0.0], [0.0]])
-    assert np.isnan(o).all()
+    saw, nothing = ([[1.0, 2.0], [3.0, 4.0]], [0.5, -math.inf]), (np.full((2, 2), math.nan), np.full(2, -math.inf))
+    for parts in ([saw, nothing], [nothing, saw], [nothing, saw, nothing]):
+        o, lse = merge_states(*zip(*parts, strict=True))
+        npt.assert_array_equal(o, [[1, 2], [0, 0]])
+        npt.assert_array_equal(lse, [0.5, -math.inf])
+
+
+@pytest.mark.parametrize("other", [0.5, -math.inf, math.inf, math.nan])
+@pytest.mark.parametrize("strange", [math.inf, math.nan])
+def test_a_part_whose_lse_is_not_a_number_makes_all_nan(strange, other):
+    for lses in ([strange, other], [other, strange]):
+        o, lse = merge_states([[1.0], [2.0]], lses)
+        npt.assert_array_equal(o, [math.nan])
+        npt.assert_array_equal(lse, math.nan)
+
+
+def test_nan_in_what_a_part_saw_stays_in_its_channel():
+    o, lse = merge_states([[1.0, 2.0], [math.nan, 4.0]], [LN[3], 0.0])
+    npt.assert_allclose(o, [math.nan, 2.5], rtol=1e-15)
+    npt.assert_allclose(lse, LN[4], rtol=1e-15)
+
+
+def test_to_join_parts_is_attention_over_parts():
+    # A key alone is the state (v, score); so states are keys whose scores are their lse.
+    rng = np.random.default_rng(0)
+    outs, lses = rng.standard_normal((5, 3)), rng.standard_normal(5)
+    assert_same(merge_states(outs, lses), [x[0] for x in weigh(outs, lses)], **ROUNDING)
+
+
+def weigh(v, s):
+    """Attention of one query over v, with scores s."""
+    return attention([[1.0]], s[:, None], v, scale=1.0, return_lse=True)
 
 
 def test_heads_repeat_like_numpys_repeat():
@@ -246,6 +293,79 @@ def test_heads_repeat_like_numpys_repeat():
     npt.assert_array_equal(attention(q, k, v), full)
     tiled = attention(q, np.tile(k, (1, 2, 1, 1)), np.tile(v, (1, 2, 1, 1)))
     assert np.abs(tiled - full).max() > 0.01
+
+
+MASKS = {
+    "all": lengths([9]),
+    "causal": causal,
+    "top left": causal_top_left,
+    "window": window(1, 2),
+    "left": window(0, None),
+    "right": window(-1, 1),
+    "prefix": prefix(2),
+    "sliding": causal & window(2),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_a_sequence_with_its_lengths_is_a_sequence_alone(mask):
+    for Sq, Sk in itertools.product(range(5), repeat=2):
+        for Nq, Nk in itertools.product(range(Sq + 1), range(Sk + 1)):
+            alone = np.zeros((Sq, Sk), bool)
+            alone[:Nq, :Nk] = in_full(mask, Nq, Nk)
+            # The shorter length counts.
+            for own in (lengths([Nk], [Nq]), lengths([Nk]) & lengths([9], [Nq]), lengths([9], [Nq]) & lengths([Nk])):
+                npt.assert_array_equal(in_full(mask & own, Sq, Sk), alone)
+                npt.assert_array_equal(in_full(own & mask, Sq, Sk), alone)
+            # Without lengths of its own a sequence has all queries.
+            npt.assert_array_equal(in_full(mask & lengths([Nk]), Sq, Sk)[:, :Nk], in_full(mask, Sq, Nk))
+
+
+def in_full(mask, Sq, Sk):
+    """(Sq, Sk) of a mask that is one for all sequences and heads, or for one."""
+    return mask.materialize(Sq, Sk).reshape(Sq, Sk)
+
+
+def test_each_sequence_has_its_own_lengths():
+    seen = (causal & lengths([3, 1, 4], [2, 2, 0])).materialize(3, 4)
+    assert seen.shape == (3, 1, 3, 4)
+    for b, (Nk, Nq) in enumerate([(3, 2), (1, 2), (4, 0)]):
+        npt.assert_array_equal(seen[b, 0], (causal & lengths([Nk], [Nq])).materialize(3, 4)[0, 0])
+    assert (seen[0] != seen[1]).any()
+    npt.assert_array_equal(prefix([1, 3]).materialize(3, 4),
+                           [[prefix(1).materialize(3, 4)], [prefix(3).materialize(3, 4)]])
+    npt.assert_array_equal(packed([[0, 0, 1], [0, 1, 1]]).materialize(3, 3),
+                           [[packed([0, 0, 1]).materialize(3, 3)[0, 0]], [packed([0, 1, 1]).materialize(3, 3)[0, 0]]])
+
+
+def test_a_window_without_an_end_is_as_wide_as_can_be():
+    for Sq, Sk in itertools.product(range(5), repeat=2):
+        for n in (None, -1):
+            npt.assert_array_equal(window(n, n).materialize(Sq, Sk), True)
+            npt.assert_array_equal(window(n, 0).materialize(Sq, Sk), causal.materialize(Sq, Sk))
+            npt.assert_array_equal(window(1, n).materialize(Sq, Sk), window(1, 9).materialize(Sq, Sk))
+            npt.assert_array_equal(window(n, 1).materialize(Sq, Sk), window(9, 1).materialize(Sq, Sk))
+        npt.assert_array_equal(window(2).materialize(Sq, Sk), window(2, 9).materialize(Sq, Sk))
+
+
+def test_joined_is_both():
+    some = np.random.default_rng(0).random((2, 3, 4, 5)) < 0.5
+    both = some & causal.materialize(4, 5)
+    for mask in (some & causal, causal & some, causal & some.tolist(), some.tolist() & causal):
+        npt.assert_array_equal(mask.materialize(4, 5), both)
+    q, k, v = problem(Hq=3, Sq=4, Sk=5)
+    npt.assert_array_equal(attention(q, k, v, mask=causal & some), attention(q, k, v, mask=both))
+
+
+def test_a_picture_is_of_the_first_sequence_and_head():
+    assert picture(causal & lengths([2, 3]), Sq=2, Sk=3) == "# . .\n# # ."
+    heads = np.array([[[True, False]], [[False, True]]])
+    assert picture(lengths([2]) & heads, Sq=1, Sk=2) == "# ."
+
+
+@pytest.mark.parametrize("mask", [*MASKS.values(), lengths([2, 3], [1, 0]), causal & np.ones((2, 1, 1), bool)])
+def test_a_mask_in_full_has_every_query_and_key(mask):
+    assert mask.materialize(3, 5).shape[-2:] == (3, 5)
 
 
 def test_what_is_hidden_might_as_well_not_be_there():
@@ -267,25 +387,32 @@ def test_hidden_values_are_never_seen(value):
     assert (o[:, :, 2:] != clean[0][:, :, 2:]).any()                    # the control: what is seen matters
 
 
-@pytest.mark.parametrize("where", ["q", "k", "v", "bias"])
+@pytest.mark.parametrize("where", ["q", "k", "v", "bias", "sink", "alibi"])
 def test_nan_reaches_exactly_the_rows_that_see_it(where):
     for i, j in itertools.product(range(4), range(4)):
-        q, k, v = problem(Sq=4, Dv=1)
-        bias = np.zeros((4, 4))
-        {"q": q[0, 0, i], "k": k[0, 0, j], "v": v[0, 0, j], "bias": bias[i, j, None]}[where][...] = math.nan
+        q, k, v = problem(Sq=4, Dv=2)
+        bias, sink, alibi = np.zeros((4, 4)), np.zeros(2), np.zeros(2)
+        {"q": q[0, 0, i], "k": k[0, 0, j], "v": v[0, 0, j, :1], "bias": bias[i, j, None], "sink": sink[:1],
+         "alibi": alibi[:1]}[where][...] = math.nan
         wanted = np.zeros((2, 2, 4), bool)
         if where == "q":
             wanted[0, 0, i] = True
         elif where == "bias":
             wanted[:, :, i] = i >= j
+        elif where in ("sink", "alibi"):
+            wanted[:, 0] = True
         else:
             wanted[0, :, j:] = True
-        npt.assert_array_equal(np.isnan(attention(q, k, v, mask=causal, bias=bias)[..., 0]), wanted)
+        o, lse = attention(q, k, v, mask=causal, bias=bias, sink=sink, alibi=alibi, return_lse=True)
+        npt.assert_array_equal(np.isnan(o[..., 0]), wanted)
+        npt.assert_array_equal(np.isnan(o[..., 1]), wanted & (where != "v"))        # v: in that channel alone
+        npt.assert_array_equal(np.isnan(lse), wanted & (where != "v"))
 
 
 def test_a_mask_is_a_mask_in_any_form():
     q, k, v = problem(Sq=4)
-    for ours, theirs in [(causal & window(1), fastattn.causal & fastattn.window(1)), (prefix([1, 3]), fastattn.prefix([1, 3])),
+    for ours, theirs in [(causal & window(1), fastattn.causal & fastattn.window(1)),
+                         (prefix([1, 3]), fastattn.prefix([1, 3])),
                          (packed([0, 0, 1, 2]), fastattn.packed([0, 0, 1, 2]))]:
         o = attention(q, k, v, mask=ours)
         npt.assert_array_equal(attention(q, k, v, mask=theirs), o)
@@ -295,13 +422,16 @@ def test_a_mask_is_a_mask_in_any_form():
 
 def test_packed_sequences_are_sequences():
     q, k, v = (x[0].swapaxes(0, 1) for x in problem(B=1, Sq=9, Sk=12))              # (T, H, D)
-    starts_q, starts_k, options = [0, 3, 3, 7], [0, 5, 6, 12], {"alibi": [0.5, 0.1], "sink": [0.3, 1.0], "return_lse": True}
+    starts_q, starts_k = [0, 3, 3, 7], [0, 5, 6, 12]
+    options = {"alibi": [0.5, 0.1], "softcap": 1.5, "sink": [0.3, 1.0], "scale": -0.9}
     for mask, alone in [(None, [None] * 3), (causal & window(2), [causal & window(2)] * 3),
                         (prefix([1, 2, 4]), [prefix(1), prefix(2), prefix(4)])]:
-        o, lse = attention_varlen(q, k, v, starts_q, starts_k, mask=mask, **options)
+        o, lse = attention_varlen(q, k, v, starts_q, starts_k, mask=mask, return_lse=True, **options)
+        npt.assert_array_equal(attention_varlen(q, k, v, starts_q, starts_k, mask=mask, **options), o)
         for b in range(3):
             i, j = slice(*starts_q[b:b + 2]), slice(*starts_k[b:b + 2])
-            ob, lb = attention(*(x.swapaxes(0, 1) for x in (q[i], k[j], v[j])), mask=alone[b], **options)
+            one = [x.swapaxes(0, 1) for x in (q[i], k[j], v[j])]
+            ob, lb = attention(*one, mask=alone[b], return_lse=True, **options)
             npt.assert_array_equal(o[i], ob.swapaxes(0, 1))
             npt.assert_array_equal(lse[i], lb.swapaxes(0, 1))
         assert not o[7:].any()
@@ -315,3 +445,14 @@ def test_results_are_float64_and_inputs_stay_as_they_are():
     assert o.dtype == lse.dtype == np.float64
     assert_same((o, lse), attention(*(x.astype(float) for x in copies), return_lse=True), rtol=0)
     assert_same((q, k, v), copies, rtol=0)
+
+
+@pytest.mark.parametrize("function", [attention, attention_by_loops])
+def test_options_broadcast_to_the_scores_and_do_not_enlarge_them(function):
+    q, k, v = problem()                                 # B = Hq = 2, Sq = 3, Sk = 4
+    for options in ({"bias": np.zeros((2, 2, 3, 5))}, {"bias": np.zeros((1, 2, 2, 3, 4))}, {"mask": np.ones(3, bool)},
+                    {"mask": lengths([1, 2, 3])}):
+        with pytest.raises(ValueError, match=r"broadcast|more dimensions"):
+            function(q, k, v, **options)
+    for options in ({"bias": np.zeros((3, 1))}, {"bias": 0}, {"mask": True}, {"mask": np.ones((2, 1, 1), bool)}):
+        npt.assert_array_equal(function(q, k, v, **options), function(q, k, v))
