@@ -6,6 +6,7 @@ Kernels trust: what passes here is read and written by address. A message names 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -210,3 +211,81 @@ def states(outs: Any, lses: Any) -> tuple[list[NDArray], list[NDArray]]:
             raise TypeError(f"outs and lses must have one dtype; outs[0] has {outs[0].dtype}, outs[{n}] {o.dtype}, "
                             f"lses[{n}] {lse.dtype}")
     return outs, lses
+
+
+# ---- what masks are made of --------------------------------------------------------------------------------------------
+def booleans(x: Any) -> NDArray[np.bool_]:
+    """x as a boolean array."""
+    seen = plain("mask", x)
+    if seen.dtype != bool:
+        hint = {"f": "; what is added to the scores is a bias", "i": "; use x != 0", "u": "; use x != 0"}
+        what = type(x).__name__ if seen.dtype == object else f"an array of {seen.dtype}"
+        raise TypeError(f"mask must be a mask (causal, window(left, right), ...) or a boolean array; got {what}"
+                        f"{hint.get(seen.dtype.kind, '')}")
+    return seen
+
+
+def integers(name: str, x: Any) -> NDArray[np.int64]:
+    """A private copy of integers that nobody can change, taken before anything is checked."""
+    copy = np.array(plain(name, x))
+    if copy.dtype.kind not in "iu" and copy.size:
+        raise TypeError(f"{name} must be integers; got {type(x).__name__ if copy.dtype == object else copy.dtype}")
+    if copy.dtype == np.uint64 and copy.size and copy.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} must be below 2^63; got {copy.max()}")
+    return frozen(copy)
+
+
+def frozen(x: NDArray) -> NDArray[np.int64]:
+    """x over bytes, which NumPy never makes writeable."""
+    return np.ndarray(x.shape, np.int64, x.astype(np.int64).tobytes())
+
+
+def per_sequence(name: str, x: Any) -> NDArray[np.int64]:
+    """(B,) integers, none negative."""
+    numbers = integers(name, x)
+    if numbers.ndim != 1:
+        raise ValueError(f"{name} must be (B,), one integer for each sequence; got {numbers.shape}")
+    _refuse(numbers < 0, numbers, f"{name} must not be negative")
+    return numbers
+
+
+def at_most(name: str, x: NDArray, what: str, most: int) -> None:
+    _refuse(x > most, x, f"{name} must be at most the {what} = {most}")
+
+
+def _refuse(wrong: NDArray, x: NDArray, rule: str) -> None:
+    if wrong.any():
+        b = int(wrong.argmax())
+        raise ValueError(f"{rule}; sequence {b} has {x[b]}")
+
+
+def integer(name: str, x: Any, least: int) -> int:
+    """One integer that is not too small."""
+    try:
+        n = operator.index(x)
+    except TypeError:
+        n = None
+    if n is None or isinstance(x, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer; got {type(x).__name__}")
+    if n < least:
+        raise ValueError(f"{name} must be at least {least}; got {n}")
+    return n
+
+
+def window_side(name: str, x: Any) -> int | None:
+    """How many keys a window has on one side; None, of which -1 is another name: all."""
+    n = -1 if x is None else integer(name, x, -1)
+    return None if n == -1 else n
+
+
+def stand_together(rows: NDArray, new: NDArray) -> None:
+    """Raise if an id of a row begins a segment (new) twice."""
+    b, j = np.nonzero(new)
+    ids = rows[b, j]
+    order = np.lexsort((ids, b))
+    b, j, ids = b[order], j[order], ids[order]
+    again = np.flatnonzero((b[1:] == b[:-1]) & (ids[1:] == ids[:-1]))
+    if again.size:
+        n = again[0]
+        raise ValueError(f"segment_ids: equal ids must stand together; in row {b[n]} a segment of id {ids[n]} begins at "
+                         f"{j[n]} and another at {j[n + 1]}")

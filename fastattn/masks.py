@@ -24,12 +24,13 @@ p is the position of query i among the keys: p = i + Sk - Sq, so the last query 
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from . import checks
 
 # Further than any key is from any query, and far enough from the ends of int64 to be added to a position.
 FAR = 1 << 61
@@ -177,7 +178,7 @@ class window(Mask):
     right: int | None
 
     def __init__(self, left: int | None, right: int | None = None) -> None:
-        vars(self).update(left=_side("left", left), right=_side("right", right))
+        vars(self).update(left=checks.window_side("left", left), right=checks.window_side("right", right))
 
     def sees(self, j: NDArray, at: Queries) -> Any:
         near = True if self.left is None else at.p - min(self.left, FAR) <= j
@@ -206,8 +207,8 @@ class lengths(Mask):
     q_lengths: NDArray[np.int64] | None
 
     def __init__(self, k_lengths: ArrayLike, q_lengths: ArrayLike | None = None) -> None:
-        k = _per_sequence("k_lengths", k_lengths)
-        q = None if q_lengths is None else _per_sequence("q_lengths", q_lengths)
+        k = checks.per_sequence("k_lengths", k_lengths)
+        q = None if q_lengths is None else checks.per_sequence("q_lengths", q_lengths)
         if q is not None and q.shape != k.shape:
             raise ValueError(f"k_lengths and q_lengths must be as many; got {k.size} and {q.size}")
         vars(self).update(k_lengths=k, q_lengths=q, B=len(k))
@@ -222,9 +223,9 @@ class lengths(Mask):
 
     def fit(self, B: int | None, Sq: int, Sk: int) -> None:
         super().fit(B, Sq, Sk)
-        _at_most("k_lengths", self.k_lengths, "keys, Sk", Sk)
+        checks.at_most("k_lengths", self.k_lengths, "keys, Sk", Sk)
         if self.q_lengths is not None:
-            _at_most("q_lengths", self.q_lengths, "queries, Sq", Sq)
+            checks.at_most("q_lengths", self.q_lengths, "queries, Sq", Sq)
 
 
 class packed(Mask):
@@ -246,18 +247,18 @@ class packed(Mask):
     hi: NDArray[np.int64]
 
     def __init__(self, segment_ids: ArrayLike) -> None:
-        ids = _integers("segment_ids", segment_ids)
+        ids = checks.integers("segment_ids", segment_ids)
         if ids.ndim not in (1, 2):
             raise ValueError(f"segment_ids must be (S,) or (B, S); got {ids.shape}")
         rows = np.atleast_2d(ids)
         new = np.ones(rows.shape, bool)
         new[:, 1:] = rows[:, 1:] != rows[:, :-1]
-        _stand_together(rows, new)
+        checks.stand_together(rows, new)
         last = np.roll(new, -1, axis=1)             # a segment ends where the next begins, and at the end of the row
         j, S = np.arange(rows.shape[1]), rows.shape[1]
         lo = np.maximum.accumulate(np.where(new, j, 0), axis=1)
         hi = np.minimum.accumulate(np.where(last, j + 1, S)[:, ::-1], axis=1)[:, ::-1]
-        vars(self).update(segment_ids=ids, lo=_frozen(lo), hi=_frozen(hi), B=len(ids) if ids.ndim == 2 else None)
+        vars(self).update(segment_ids=ids, lo=checks.frozen(lo), hi=checks.frozen(hi), B=len(ids) if ids.ndim == 2 else None)
 
     def sees(self, j: NDArray, at: Queries) -> NDArray:
         same = self.segment_ids[..., :, None] == self.segment_ids[..., None, :]
@@ -288,10 +289,10 @@ class prefix(Mask):
 
     def __init__(self, n: int | ArrayLike) -> None:
         if isinstance(n, (list, tuple)) or np.ndim(n):
-            numbers = _per_sequence("n", n)
+            numbers = checks.per_sequence("n", n)
             vars(self).update(n=numbers, B=len(numbers))
         else:
-            vars(self).update(n=_integer("n", n, 0))
+            vars(self).update(n=checks.integer("n", n, 0))
 
     def first(self, at: Queries) -> Integers:
         """How many keys each query sees at least."""
@@ -313,7 +314,7 @@ class Boolean(Mask):
     seen: NDArray[np.bool_]
 
     def __init__(self, seen: Any) -> None:
-        vars(self).update(seen=_booleans(seen))
+        vars(self).update(seen=checks.booleans(seen))
 
     def sees(self, j: NDArray, at: Queries) -> NDArray:
         return self.seen
@@ -460,93 +461,6 @@ def _both(a: NDArray, b: NDArray) -> NDArray:
     except ValueError:
         raise ValueError(f"masks that are joined must broadcast to one (B, Hq, Sq, Sk); got {np.shape(a)} and "
                          f"{np.shape(b)}") from None
-
-
-def _booleans(x: Any) -> NDArray[np.bool_]:
-    """x as a boolean array."""
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError("mask: masked arrays are not supported; pass a plain boolean array")
-    try:
-        seen = np.asarray(x)
-    except ValueError:
-        raise ValueError("mask: the lists of a boolean array must be as long as each other") from None
-    if seen.dtype != bool:
-        hint = {"f": "; what is added to the scores is a bias", "i": "; use x != 0", "u": "; use x != 0"}
-        what = type(x).__name__ if seen.dtype == object else f"an array of {seen.dtype}"
-        raise TypeError(f"mask must be a mask (causal, window(left, right), ...) or a boolean array; got {what}"
-                        f"{hint.get(seen.dtype.kind, '')}")
-    return seen
-
-
-def _integers(name: str, x: Any) -> NDArray[np.int64]:
-    """A private copy of integers that nobody can change, taken before anything is checked."""
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name}: masked arrays are not supported")
-    try:
-        copy = np.array(x)
-    except ValueError:
-        raise ValueError(f"{name}: its lists must be as long as each other") from None
-    if copy.dtype.kind not in "iu" and copy.size:
-        raise TypeError(f"{name} must be integers; got {type(x).__name__ if copy.dtype == object else copy.dtype}")
-    if copy.dtype == np.uint64 and copy.size and copy.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{name} must be below 2^63; got {copy.max()}")
-    return _frozen(copy)
-
-
-def _frozen(x: NDArray) -> NDArray[np.int64]:
-    """x over bytes, which NumPy never makes writeable."""
-    return np.ndarray(x.shape, np.int64, x.astype(np.int64).tobytes())
-
-
-def _per_sequence(name: str, x: Any) -> NDArray[np.int64]:
-    """(B,) integers, none negative."""
-    numbers = _integers(name, x)
-    if numbers.ndim != 1:
-        raise ValueError(f"{name} must be (B,), one integer for each sequence; got {numbers.shape}")
-    _refuse(numbers < 0, numbers, f"{name} must not be negative")
-    return numbers
-
-
-def _at_most(name: str, x: NDArray, what: str, most: int) -> None:
-    _refuse(x > most, x, f"{name} must be at most the {what} = {most}")
-
-
-def _refuse(wrong: NDArray, x: NDArray, rule: str) -> None:
-    if wrong.any():
-        b = int(wrong.argmax())
-        raise ValueError(f"{rule}; sequence {b} has {x[b]}")
-
-
-def _integer(name: str, x: Any, least: int) -> int:
-    """One integer that is not too small."""
-    try:
-        n = operator.index(x)
-    except TypeError:
-        n = None
-    if n is None or isinstance(x, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer; got {type(x).__name__}")
-    if n < least:
-        raise ValueError(f"{name} must be at least {least}; got {n}")
-    return n
-
-
-def _side(name: str, x: Any) -> int | None:
-    """How many keys a window has on one side; None, of which -1 is another name: all."""
-    n = -1 if x is None else _integer(name, x, -1)
-    return None if n == -1 else n
-
-
-def _stand_together(rows: NDArray, new: NDArray) -> None:
-    """Raise if an id of a row begins a segment (new) twice."""
-    b, j = np.nonzero(new)
-    ids = rows[b, j]
-    order = np.lexsort((ids, b))
-    b, j, ids = b[order], j[order], ids[order]
-    again = np.flatnonzero((b[1:] == b[:-1]) & (ids[1:] == ids[:-1]))
-    if again.size:
-        n = again[0]
-        raise ValueError(f"segment_ids: equal ids must stand together; in row {b[n]} a segment of id {ids[n]} begins at "
-                         f"{j[n]} and another at {j[n + 1]}")
 
 
 def _comparable(mask: Mask) -> tuple:

@@ -567,7 +567,7 @@ def test_a_forking_pool_of_processes():
 def test_a_forked_child_reads_its_default_again():
     assert in_a_process("""
         os.environ["FASTATTN_NUM_THREADS"] = "1"
-        pool._processors = lambda: 8
+        pool.cores = lambda: 8
         print(pool.thread_count())
         os.environ["FASTATTN_NUM_THREADS"] = "5"
         print(pool.thread_count(), child(lambda: pool.thread_count() == 5))
@@ -626,7 +626,7 @@ def test_importing_starts_no_thread():
 def machine(monkeypatch):
     """Sets what `thread_count` goes by: variables, processors, quota."""
     def of(processors=64, quota=None, **variables):
-        monkeypatch.setattr(pool, "_processors", lambda: processors)
+        monkeypatch.setattr(pool, "cores", lambda: processors)
         monkeypatch.setattr(pool, "_quota", lambda root: quota)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -668,12 +668,12 @@ def test_the_default_is_read_once(machine):
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
 def test_the_processors_are_those_that_we_may_run_on(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7} if pid == 0 else set())
-    assert pool._processors() == 3
+    assert pool.cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert pool._processors() == 6
+    assert pool.cores() == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert pool._processors() == 1
+    assert pool.cores() == 1
 
 
 V1 = "cpu.cfs_quota_us", "cpu.cfs_period_us"

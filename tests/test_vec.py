@@ -16,7 +16,6 @@ from fastattn.simd.vec import (
     byte,
     column_of,
     fetch,
-    fetch,
     fill,
     lane_of,
     lanes_of,
@@ -148,14 +147,14 @@ def copy_mask_table(table, offset, count, y, shape):
 @both
 def test_tables_of_rows(dtype):
     shape = shape_of(dtype, 4)
-    x, y = specials(2, (9, 2 * shape.lanes), dtype), np.empty((4, shape.lanes), dtype)
+    x, y = specials(2, (9, shape.lanes + 8), dtype), np.empty((4, shape.lanes), dtype)
     rows = np.array([7, 0, 3, 3])
     table = at(x) + rows * x.strides[0]
     for count in range(shape.lanes + 1):
         call(copy_table, at(table), 3 * x.itemsize, count, at(y), shape)
         same(y[:, :count], x[rows, 3:3 + count])
         npt.assert_array_equal(y[:, count:], 0)
-    seen = np.random.default_rng(3).integers(0, 2, (9, 2 * shape.lanes)).astype(np.uint8) * np.uint8(255)
+    seen = np.random.default_rng(3).integers(0, 2, (9, shape.lanes + 8)).astype(np.uint8) * np.uint8(255)
     table = at(seen) + rows * seen.strides[0]
     for count in range(shape.lanes + 1):
         call(copy_mask_table, at(table), 5, count, at(y), shape)

@@ -44,6 +44,8 @@ from threading import Lock, RLock
 from types import TracebackType
 from typing import SupportsIndex
 
+from ..machine import cores
+
 # ---- how many threads ----------------------------------------------------------------------------------------------
 VARIABLES = ("FASTATTN_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -101,7 +103,7 @@ def _checked(n: SupportsIndex) -> int:
 
 def _read_default() -> int:
     global _default
-    limits = (_variable(os.environ), _processors(), _quota(Path("/")))
+    limits = (_variable(os.environ), cores(), _quota(Path("/")))
     _default = min(limit for limit in limits if limit is not None)
     return _default
 
@@ -116,10 +118,6 @@ def _variable(environment: Mapping[str, str]) -> int | None:
         if n >= 1:
             return n
     return None
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _quota(root: Path) -> int | None:
