@@ -21,12 +21,11 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from fastattn.machine import TARGET
+from fastattn.machine import LINE, TARGET
 from fastattn.simd.vec import Shape, lanes, rank1, store, zeros
 
 ROWS, VECS = 6, 4 if TARGET.registers == 32 else 2
 DEPTH = 64                      # b takes 16 KiB, a 1.5 KiB, at 512 bits: in L1
-LINE = 64
 CHUNK = 0.002                   # seconds of one measured piece: short, so that an interruption spoils only one
 
 

@@ -12,7 +12,7 @@ dtype: no library may compute in bfloat16 or TF32 behind our back, which `cases.
     torch          scaled_dot_product_attention: is_causal, enable_gqa; else a boolean or additive mask
     onnxruntime    MultiHeadAttention, Attention (ONNX 23), and for causal GroupQueryAttention
     openvino       ScaledDotProductAttention; k and v of grouped heads repeated beforehand, as it has no such notion
-    jax            jax.nn.dot_product_attention, jitted, on its own (B, S, H, D) layout
+    jax            jax.nn.dot_product_attention, jitted, on its own (B, S, H, D) layout; the formula for float64 and Dv != D
 """
 
 from __future__ import annotations

@@ -14,12 +14,11 @@ from .machine import LINE
 from .masks import runs, runs_packed
 from .passes.launch import SCALARS, compile_forward, forward_tiles, run_forward
 from .passes.merge import merged
+from .simd.math import LOG2_E
 from .simd.vec import lanes
 from .tiles import pool
 from .tiles.job import address
 from .tiles.sizes import GRAIN, queries
-
-LOG2_E = math.log2(math.e)
 
 
 def attention(
@@ -42,13 +41,14 @@ def attention(
     q        (B, Hq, Sq, D)    any strides: pass (B, S, H, D) data as x.transpose(0, 2, 1, 3)
     k        (B, Hkv, Sk, D)   Hq is a multiple of Hkv; head h of q uses head h // (Hq / Hkv) of k and v
     v        (B, Hkv, Sk, Dv)
-    mask     causal, window(left, right), ... joined by &, or bool (True: may see); None: every key
+    mask     causal, window(left, right), ... joined by &, or bool that broadcasts to (B, Hq, Sq, Sk), True: may see;
+             None: every key
     bias     added to the scores, in q's dtype; broadcasts to (B, Hq, Sq, Sk); -inf hides a key
     alibi    (Hq,) slopes: -slope |i + Sk - Sq - j| is added to the scores
     softcap  scores become softcap tanh(score / softcap) before alibi, bias and mask
     sink     (Hq,) a score that takes weight but has no value
     scale    1 / sqrt(D) if None; any finite number
-    out      where to write o: o's shape, q's dtype, any strides; a copy is made if it shares memory with an input
+    out      where to write o: o's shape, q's dtype, any strides; a copy is made if it may share memory with an input
     threads  how many to use; None: `with threads(n)`, else the machine's
 
     q, k and v are float32 or float64, all the same; leading B and H may be missing together, or B alone, in all three.
@@ -59,10 +59,11 @@ def attention(
 
     Under causal the last query stands at the last key:    Sq = 2, Sk = 5    # # # # .
                                                                              # # # # #
-    Error: at most twice that of the same formula in NumPy at q's precision.
+    Error: at most twice that of the same formula in NumPy at q's precision, and 2 ULP (tests/bounds.py).
     Bits: the same for any number of threads, batch, strides, and whatever hidden values there are.
-    Memory besides the result: O(threads), never O(Sq Sk), if the last axes of q, k, v and bias have no gaps; an array
-    whose last axis has gaps is copied.
+    Memory besides the result: O(threads), and 16 bytes for each query under a mask; never O(Sq Sk). Copied: what has gaps
+    along its last axis, o where `out` cannot be written directly, boolean masks that are joined.
+    Scores, bias and sink must stay below 0.69 of the type's largest number: they become powers of 2.
     Raises TypeError for what is not such an array or number, ValueError for shapes and values that do not fit.
 
     >>> o = attention(q, k, v, mask=causal & lengths([7, 5]))
@@ -149,7 +150,7 @@ def merge_states(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike]) -> tuple[
 
     Returns o (..., Dv) and lse (...) over all keys. A state with lse = -inf has seen no key and weighs nothing, whatever
     its o; where all are such, o = 0 and lse = -inf. A sink belongs to one of the states only.
-    Raises ValueError if there is none, or if shapes differ.
+    Raises ValueError if there is none or if shapes differ, TypeError if dtypes do.
 
     >>> a = attention(q, k[:, :, :9], v[:, :, :9], return_lse=True)
     >>> b = attention(q, k[:, :, 9:], v[:, :, 9:], return_lse=True)
@@ -161,7 +162,10 @@ def merge_states(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike]) -> tuple[
 
 
 def compile(*, dtypes: Sequence[DTypeLike] = ("float32",), channels: Sequence[int] = (64,)) -> None:
-    """Compile ahead of the first call, for values of so many channels: a build step for images, about 3 s a piece.
+    """Compile ahead of the first call, for values of so many channels: a build step for images.
+
+    Four variants for each dtype and number of channels, with and without softcap and what is added to scores, 3 to 4 s each.
+    Raises TypeError for another dtype.
 
     Without it a call compiles what it needs, once, and leaves it in the cache (`cache_info`).
     """

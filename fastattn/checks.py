@@ -1,4 +1,4 @@
-"""Every check on arguments, and every message.
+"""Checks on arguments, and their messages; masks.py says what is wrong with a mask, tiles/pool.py with `threads`.
 
 Kernels trust: what passes here is read and written by address. A message names the argument, the rule, and what was given.
 """
@@ -31,7 +31,7 @@ def dtype(name: str, x: Any) -> np.dtype:
 def plain(name: str, x: Any) -> NDArray:
     """x as a plain array. np.asarray would drop a mask silently."""
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name}: masked arrays are not supported; what is hidden is said by mask=")
+        raise TypeError(f"{name}: masked arrays are not supported; pass a plain array")
     if isinstance(x, np.matrix):
         raise TypeError(f"{name} must be an array; got a np.matrix")
     try:
@@ -167,14 +167,9 @@ def cumulative(name: str, x: Any, rows: int, of: str) -> NDArray:
 
     Copied before it is checked, and the copy is what is used: nobody can change it in between.
     """
-    given = plain(name, x)
-    if given.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers; got {given.dtype}")
-    if given.ndim != 1 or not given.size:
-        raise ValueError(f"{name} must be (B + 1,) with B >= 0; got {given.shape}")
-    if given.dtype.kind == "u" and given.size and int(given.max()) > np.iinfo(np.int64).max:
-        raise ValueError(f"{name} must end within the {rows} rows of {of}; got {int(given.max())}")
-    starts = np.array(given, np.int64)
+    starts = integers(name, x)
+    if starts.ndim != 1 or not starts.size:
+        raise ValueError(f"{name} must be (B + 1,) with B >= 0; got {starts.shape}")
     if starts[0] != 0:
         raise ValueError(f"{name} must begin with 0; got {starts[0]}")
     down = np.flatnonzero(starts[1:] < starts[:-1])

@@ -59,7 +59,7 @@ def set_state(typingctx, value):
     return types.void(types.int64), codegen
 
 
-MARKERS = 6                         # arguments of an entry point that only have types: shapes, and what is there or not
+MARKERS = 6                         # full, wide, last, tail, cap, extra of passes/forward.py: arguments that only have types
 
 
 @intrinsic

@@ -1,7 +1,7 @@
 """The one way from Python to machine code, and our cache of it.
 
 `kernel` marks a function that other kernels call. `native` compiles an entry point, a kernel that Python calls, for one
-list of argument types, and gives its address; a `Types` list is all that tells one compiled variant from another.
+list of argument types, and gives its address; that tuple alone tells one compiled variant from another.
 
 Options, for every kernel: nogil by nature (entry points are plain C functions, called through ctypes, which releases the
 GIL), error_model="numpy" (no ZeroDivisionError branches), no bounds checks, no fastmath flag: with nnan and ninf a mask of
@@ -10,9 +10,9 @@ GIL), error_model="numpy" (no ZeroDivisionError branches), no bounds checks, no 
 The cache
     Numba's own cache=True forgets callees in other files, decorator options and globals, and its index file races
     between processes. Ours holds one file for each (entry point, argument types, target, source of the whole package,
-    versions of Numba, llvmlite and Python, NUMBA_* variables that steer code generation). A file is
+    versions of Numba, llvmlite, NumPy and Python, every NUMBA_* variable). A file is
     SHA-256(key + content) + content, written under a temporary name and renamed; there is no index. The directory must
-    be ours, not a link, and closed to others, since who can write it can run code in this process. Whatever goes wrong
+    be ours, not a link, and not writable by others, since who can write it can run code in this process. Whatever goes wrong
     means "compile", never an exception.
     The content is an ELF object, loaded by LLVM without Numba's compiler (about 2 ms; typing and lowering take seconds).
     It may refer to no symbol but those in SYMBOLS: LLVM ends the process when it meets an unknown one.
@@ -77,7 +77,7 @@ _STAMP = source_stamp()
 
 
 def private_directory(path: Path) -> Path | None:
-    """`path`, made if need be with rights for its owner only; None unless it is a directory of ours, closed to others."""
+    """`path`, made if need be with rights for its owner only; None unless it is a directory of ours that others cannot write."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = path.lstat()
@@ -163,7 +163,7 @@ def _write(path: Path, key: bytes, symbol: str, code: bytes) -> None:
 
 # ---- machine code --------------------------------------------------------------------------------------------------
 # Numba optimises and compiles each function by itself, with all that it calls, so a kernel six calls down is compiled six
-# times (7 s for a forward pass). These classes leave LLVM's work to the entry point, once for all that it calls (2 s).
+# times (three times as long). These classes leave LLVM's work to the entry point, once for all that it calls.
 class _Library(codegen.AOTCodeLibrary):
     """Code that is linked as it is ..."""
 

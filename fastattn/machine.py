@@ -1,11 +1,11 @@
-"""What Numba compiles for: vector width, registers, caches. Data only.
+"""What Numba compiles for: vector width, registers, instructions; and what the machine is called, for reports.
 
 Everything follows from *Numba's* target and not from the processor: NUMBA_CPU_NAME, NUMBA_CPU_FEATURES and
 NUMBA_ENABLE_AVX may ask for less than there is, and LLVM ends the process when it meets a vector instruction that its
 target does not have.
 
     target          vector bytes   registers
-    AVX-512                   64          32
+    AVX-512 F, VL, DQ         64          32
     AVX, AVX2                 32          16
     SSE2, any other           16          16
     AArch64                   16          32

@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import checks
 
 # Further than any key is from any query, and far enough from the ends of int64 to be added to a position.
-FAR = 1 << 61
+BEYOND = 1 << 61
 
 # A model's layers ask for the same runs again and again. To remember them takes a small call from 5-30 us to 0.5; runs of so
 # many queries, B Sq, are kept 32 times: 32 x 2 x 32 KB at most.
@@ -181,12 +181,12 @@ class window(Mask):
         vars(self).update(left=checks.window_side("left", left), right=checks.window_side("right", right))
 
     def sees(self, j: NDArray, at: Queries) -> Any:
-        near = True if self.left is None else at.p - min(self.left, FAR) <= j
-        return near if self.right is None else near & (j <= at.p + min(self.right, FAR))
+        near = True if self.left is None else at.p - min(self.left, BEYOND) <= j
+        return near if self.right is None else near & (j <= at.p + min(self.right, BEYOND))
 
     def run(self, at: Queries) -> tuple[Integers | None, Integers | None]:
-        return (None if self.left is None else at.p - min(self.left, FAR),
-                None if self.right is None else at.p + (min(self.right, FAR) + 1))
+        return (None if self.left is None else at.p - min(self.left, BEYOND),
+                None if self.right is None else at.p + (min(self.right, BEYOND) + 1))
 
 
 class lengths(Mask):
@@ -296,7 +296,7 @@ class prefix(Mask):
 
     def first(self, at: Queries) -> Integers:
         """How many keys each query sees at least."""
-        return min(self.n, FAR) if isinstance(self.n, int) else at.each(self.n)
+        return min(self.n, BEYOND) if isinstance(self.n, int) else at.each(self.n)
 
     def sees(self, j: NDArray, at: Queries) -> NDArray:
         return (j < self.first(at)) | (j <= at.p)
@@ -449,7 +449,7 @@ def _joined(parts: tuple[Mask, ...], at: Queries, Sk: Integers, Sq: int) -> tupl
     return lo, hi
 
 
-# ---- checks ------------------------------------------------------------------------------------------------------------
+# ---- pieces ------------------------------------------------------------------------------------------------------------
 def _as_mask(x: Any) -> Mask:
     return x if isinstance(x, Mask) else Boolean(x)
 

@@ -8,7 +8,7 @@ The bound, for one query. In units of u, to first order, the numbers below may b
     x_j = scale q k_j        (D + 5) X_j                X_j = |scale| sum |q_i k_ji|;  D roundings of the sum, 5 of q scale log2 e
     softcap tanh(x / cap)    9 |s_j|                    3 ULP of tanh are 6 u, and cap log2 e; the slope of tanh is at most 1
     ALiBi, bias              7 |a_j| + 5 |b_j|          products with log2 e, and their sums with the rest
-    s_j - kept               min(m - s_j, range) + 29   the exponent is rounded; kept lies at most 30 (or 40 1/2) / log2 e off m
+    s_j - kept               min(m - s_j, range) + 29   the exponent is rounded; kept lies at most 30 / log2 e off m
     p_j = exp(s_j - kept)    4                          2 ULP of exp2
     sums over keys           64 + 32 + groups + 4       a block's keys, a group's blocks, groups; nothing for rescaling: factors
                                                         are powers of 2
@@ -23,8 +23,8 @@ whose v is 0), and c = max e_j + L:
 The last two terms of the first line are underflow. exp2 may flush what is below the smallest normal number, 2^-126, and a
 factor 2^(old - new) too, of weights up to 2^30: so any weight may be off by lost = 2^-95 of the largest, which matters only
 where v is huge at a key of no weight (the sum runs over those with p_j < 150 lost). Products and sums of tiny v are
-rounded to multiples of 2^-149, tiny. Rows with a v so large that weights of 2^30 could overflow are done again with
-weights 2^40 times smaller, so there lost and tiny are 2^11 and 2^41 times larger.
+rounded to multiples of 2^-149, tiny. Rows with a v so large that weights of 2^30 could overflow may be done again
+with v 2^80 times smaller, so there tiny is 2^80 times larger.
 
 The bound is for finite inputs whose scores do not overflow. It finds wrong code, not poor summation: one float32 chain of
 65,536 sums keeps within it. That is what `units` is for: the largest error of a whole array, to be compared with that of
@@ -135,8 +135,8 @@ def exact(q, k, v, *, seen=None, bias=None, alibi=None, softcap=None, sink=None,
         shown = t.s > -np.inf
         largest = np.max(np.where(shown, sizes.max(3, initial=0)[:, :, None], 0), axis=3, keepdims=True, initial=0)
         again = largest * 2.0**31 * max(N, 1) >= float(finite.max)
-        lost = float(finite.tiny) * np.where(again, 2.0**42, 2.0**31)
-        tiny = float(finite.smallest_subnormal) * np.where(again, 2.0**41, 1)
+        lost = float(finite.tiny) * 2.0**31
+        tiny = float(finite.smallest_subnormal) * np.where(again, 2.0**80, 1)
         o_bound += lost * (np.where(shown & (t.p < 150 * lost), 1, 0) @ sizes) + np.where(some, (N + 8) * tiny, 0)
         lse_bound = np.where(some, grow * (pe + chain) + 4 * half * (np.abs(t.m) + np.abs(np.log(l)) + 22), 0)[..., 0]
     return Exact(o, lse, o_bound, lse_bound, unit)

@@ -23,14 +23,16 @@ is_broken = any_lane(lambda x: (x * 0.0).differs(0.0))
 
 
 @kernel
-def mix(shape, p, W, v, v_row, keys, count, o, o_row, fresh, last, inverse, table, channel):
+def mix(shape, p, W, v, v_row, keys, count, o, o_row, fresh, over, factor, table, channel):
     """o[i, c] += sum over j of p[j, i] v[j, c] for the tile's queries and channels; with `fresh`, = instead of +=.
 
     The sum over these keys is made in registers of its own and added once: a block's 64 terms, then one for the block.
-    `last`: no key follows; o[i, c] inverse[i] goes to table[i] + channel. True if NaN or inf is among it, or nearly so.
+    `over`: no key follows; o[i, c] factor[i] goes to table[i] + channel. True if NaN or inf is among it, or nearly so.
+    keys < 1: no address is read, and the sum is 0.
 
     Relies on: p (keys, W), W in bytes; v's channels adjacent, rows of v_row bytes, of the last vector only `count` elements
-    are read and written to the table's rows (None: all); o in rows of o_row bytes, whole vectors.
+    are read, and written to the table's rows (None: all); o in rows of o_row bytes, whole vectors; a factor and an address
+    for each query; channel in bytes.
     Registers: rows x vecs sums, vecs of v, 1 broadcast: 29 of 32 for 6 x 4.
     """
     t = zeros(shape)
@@ -43,9 +45,9 @@ def mix(shape, p, W, v, v_row, keys, count, o, o_row, fresh, last, inverse, tabl
         v += v_row
     if not fresh:
         t = add(t, load(shape, o, o_row))
-    if not last:
+    if not over:
         store(t, o, o_row)
         return False
-    t = scale_rows(t, inverse, size_of(shape))
+    t = scale_rows(t, factor, size_of(shape))
     store_table(t, table, channel, count)
     return is_broken(rowsum(zeros(row_of(shape)), t))

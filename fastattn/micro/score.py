@@ -1,4 +1,4 @@
-"""Score: how similar is each word to every other word, sᵀ = k qᵀ, and its weight at once, p = 2^(s - m).
+"""Score: how similar is each word to every other word, sᵀ = k qᵀ, and its weight at once, p = 2^(s - kept).
 
                  queries ->                    A register holds one key's score for as many queries as it has lanes, so
     key j        s s s s | s s s s | ...       the largest score and the sum of weights run down the registers, and an
@@ -20,17 +20,18 @@ added = lanewise(lambda t, a: (t + a).where(a.differs(-INF), -INF))
 
 
 @kernel
-def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend, lo, hi, first,
+def score(shape, row, k, k_row, keys, qt, s, W, D, kept, top, part, cap, addend, lo, hi, first,
           v, v_row, v_bytes, q, q_row, q_bytes):
     """Score and weigh `keys` keys, a multiple of the tile's rows, for the tile's queries.
 
-    s[j, i] = 2^(k[j] qᵀ[:, i] - kept[i]); seen[i] becomes the largest score of query i, part[i] grows by its weights.
+    s[j, i] = 2^(k[j] qᵀ[:, i] - kept[i]); top[i] becomes the largest score of query i, part[i] grows by its weights.
     Types alone decide what is done besides: cap (None: no softcap); addend (None, or what is added to the scores, -inf where
     a key is hidden); lo and hi (None, or which keys a query sees: lo[i] <= first + j < hi[i]).
     Meanwhile as many rows of v and of q, v_bytes and q_bytes each, come into the cache, for what is done next: 1 to 5 %.
 
-    Relies on: k's channels adjacent, rows of k_row bytes; qᵀ (D, W), s and addend (keys, W), W in bytes; kept, seen, part,
-    lo and hi a vector each for the tile's queries.
+    Relies on: k's channels adjacent, rows of k_row bytes; qᵀ (D, W), s and addend (keys, W), W in bytes; kept, top, part,
+    lo and hi a vector each for the tile's queries, `row` their shape; v and q need not be readable.
+    D = 0: every score is 0. keys = 0: nothing is done.
     Registers: rows x vecs sums, vecs of queries, 1 broadcast: 21 of 32 for 4 x 4; then 8 more for exp2.
     """
     for j in range(0, keys, rows_of(shape)):
@@ -49,7 +50,7 @@ def score(shape, row, k, k_row, keys, qt, s, W, D, kept, seen, part, cap, addend
             t = added(t, load(shape, addend + j * W, W))
         if lo is not None:
             t = between(t, first + j, load(row, lo, W), load(row, hi, W))
-        store(rowmax(load(row, seen, W), t), seen, W)
+        store(rowmax(load(row, top, W), t), top, W)
         t = exp2_less(t, load(row, kept, W))
         store(rowsum(load(row, part, W), t), part, W)
         store(t, s + j * W, W)

@@ -3,20 +3,22 @@
     for each task (item, kv head, tile of W queries), heaviest first within a head:
         qᵀ packed, scaled by scale log2 e
         for each block of 64 keys, counted from key 0, that any of the queries sees:
-            score and weigh it, 16 keys and one to all vectors of queries at a time:
-                                                     all queries see all 16   no mask code
+            score and weigh it, 16 keys (where all is seen, all such at once) and one to all vectors of queries at a time:
+                                                     all queries see all 16,
+                                                     and the tile is full     no mask code
                                                      some do                  runs: keys are compared with their ends
                                                                               extra: ALiBi + bias, -inf where hidden, is
                                                                               laid out first and added
                                                      none                     zeros
-            if a largest score moved too far: move `kept`, and the weights with it
+            if a largest score moved too far: move `kept`, and the weights with it (or weigh the block again)
             mix the block into o; the last one: o / l to where it belongs
         lse
 
     While a block is scored its v comes into the cache, and while the last one is, the next task's queries.
 
-Hidden values are never seen. A hidden score is replaced, whatever it is; a hidden v is multiplied by 0, so where a block is
-not seen by all its v is searched for NaN and inf, and where there are any they are mixed by hand into the rows that see them.
+Hidden values are never seen. A hidden score is replaced, whatever it is; a hidden v is multiplied by 0, so where a block was
+scored with mask code its v is searched for NaN and inf, and where there are any they are mixed by hand into the rows that see
+them.
 
 Weights are not divided by their sum before they are mixed, so a sum may overflow where the result does not. What came out
 NaN or inf is made again, with v a 2^80th of itself.
@@ -32,7 +34,7 @@ from ..jit import kernel
 from ..micro.mix import mix
 from ..micro.score import score
 from ..micro.softmax import MOVED, STAYS, inverse, moved_if_far
-from ..simd.math import exp2
+from ..simd.math import LOG2_E, exp2
 from ..simd.vec import (
     INF,
     add,
@@ -68,14 +70,13 @@ from ..simd.vec import (
     word,
     zeros,
 )
-from ..tiles.rows import LOG2_E, place_rows, seen_by_all, seen_by_any
+from ..tiles.rows import FAR, place_rows, seen_by_all, seen_by_any
 from ..tiles.sizes import BLOCK, GRAIN, GROUP, rest_of, score_1, score_2, score_3, score_4
 
 LN_2 = math.log(2)
-FAR = 1 << 62                   # no limit
 SHRINK = 2.0**-80
 
-inside = lanewise(lambda a, x, lo, hi: a.where(a.builder.and_(x.not_less(lo), x < hi), -INF))
+inside = lanewise(lambda a, x, lo, hi: a.where(a.builder.and_(x.at_least(lo), x < hi), -INF))
 beyond = lanewise(lambda a, slope, position, x: a - slope * (position - x).magnitude())
 # Not their sum: a hidden bias may be NaN.
 shown = lanewise(lambda a, mask: a.where(mask.differs(-INF), -INF))
@@ -93,11 +94,10 @@ healed = lanewise(lambda x: x.like(0.0).where((x * 0.0).differs(0.0), x))
 # ---- queries ---------------------------------------------------------------------------------------------------------
 @kernel
 def pack(full, job, work, rows):
-    """qᵀ (D, W) scaled, `lanes` queries by `lanes` channels at a time; queries beyond `rows` are 0."""
+    """qᵀ (D, W) scaled, a square of lanes at a time. Rows beyond repeat the tile's first query (`place_rows`); vectors of
+    which no row is there are not written."""
     square, L = square_of(full), lanes_of(full)
     W = vecs_of(full) * L * size_of(full)
-    for r in range(rows, -(-rows // L) * L):
-        put_word(work.q_at + 8 * r, word(work.q_at))
     for v in range(-(-rows // L)):
         for d in range(0, job.D, L):
             t = load_table(square, work.q_at + 8 * v * L, d * size_of(full), job.D - d)
@@ -195,7 +195,7 @@ def clear(full, s, W, v0, v1):
 
 @kernel
 def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_last, vecs, v):
-    """Weigh a block. True if every query sees every key of it."""
+    """Weigh a block. True if all of it went without mask code: a tile of W queries that all see every key."""
     V = lanes_of(full) * size_of(full)
     W = vecs_of(full) * V
     j, whole, edges = 0, True, False
@@ -322,7 +322,7 @@ def mix_poison(full, job, work, extra, rows, v, j0, keys):
 # ---- a tile --------------------------------------------------------------------------------------------------------------
 @kernel
 def start(full, job, work, extra, h, row0, rows, Sq):
-    """The state before the first key. A sink is a starting state: seen = its score, l = its weight, o = 0."""
+    """The state before the first key. A sink is a starting state: top = its score, l = its weight, o = 0."""
     row = row_of(full)
     W = vecs_of(full) * lanes_of(full) * size_of(full)
     store(zeros(row), work.kept, W)
@@ -532,8 +532,8 @@ def item_of(job, task):
 
 @kernel
 def queries_after(job, work, b, h, row0, tiles, W):
-    """Where the queries of the next task begin, which are asked for in advance. Where heads share keys, or sequences differ,
-    it may be elsewhere: asking for the wrong lines costs little."""
+    """Where the queries of the next task begin, which are asked for in advance. Where heads share keys, sequences differ or
+    other threads take tasks, that is elsewhere: asking for the wrong lines costs little."""
     if row0 != 0:
         return word(work.q_at) - W * job.q_s
     b, h = b + (h + 1) // job.heads, (h + 1) % job.heads
@@ -558,7 +558,7 @@ def tile(full, wide, last, tail, cap, extra, job, work, task):
     rows = min(W, job.group * Sq - row0)
     item = 0 if job.sequences != 0 else b
     place_rows(full, job, work, item, h, row0, rows, q0, Sq, Sk)
-    first, end = 1 << 62, 0
+    first, end = FAR, 0
     for v in range(-(-rows // lanes_of(full))):
         lo, hi = 0, Sk
         if job.lo != 0:

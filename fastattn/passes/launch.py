@@ -88,11 +88,7 @@ def run_forward(scalar: types.Type, fields: Sequence, tasks: int, D: int, Dv: in
     def stop() -> None:
         counter[0] = tasks
 
-    if threads == 1 or tasks == 1 or tasks * flops < SERIAL_FLOPS:
-        while step():
-            pass
-    else:
-        pool.run(step, stop, min(threads, tasks))
+    pool.run(step, stop, 1 if tasks * flops < SERIAL_FLOPS else min(threads, tasks))
 
 
 def forward_tiles(dtype: np.dtype, rows):

@@ -30,6 +30,8 @@ from numba.core import cgutils
 from ..machine import TARGET
 from .vec import FLOATS, I32, Lanes, across, lanewise
 
+LOG2_E = math.log2(math.e)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -130,7 +132,7 @@ def tanh_of(x: Lanes) -> Lanes:
     z = size * size
     near = (size * z).fma(_polynomial(z, _format(x).tanh), size)
     # From 20 on the result is 1 in both types; without the limit exp2 would leave its range. NaN stays: it is not greater.
-    power = exp2_of(size.like(20.0).where(size > 20.0, size) * (2 * math.log2(math.e)))
+    power = exp2_of(size.like(20.0).where(size > 20.0, size) * (2 * LOG2_E))
     far = size.like(1.0) - size.like(2.0) / (power + 1.0)
     return far.where(size.not_less(0.625), near).with_sign_of(x)
 

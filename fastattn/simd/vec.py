@@ -12,14 +12,18 @@ tiles runs at the machine's peak:
 A tile's shape is a type too: `Shape(scalar, rows, vecs)` has no value, it only tells `zeros`, `load` ... what to make.
 Addresses and row distances are int64 and in bytes. Loads and stores ask for no alignment beyond one element.
 
-    make       zeros(shape)  fill(shape, x)  lanes_from(shape, i)
-    memory     load(shape, at, row)  store(t, at, row)  load_part, store_part: only `count` elements of each row's last
-               vector are touched  load_table(shape, table, offset): row r at table[r] + offset, `count` elements
-    products   rank1(t, column, column_row, row)  rank1_part: as load_part  scale_rows(t, column, column_row)
-    lanewise   add(x, y)  subtract  multiply  divide  maximum  fma(x, y, z)  across_*(t, row): every row of t with one row
-    rows       rowsum(row, t)  rowmax(row, t): fold t's rows into a row
-    choice     where_*(…)  any_*(…)  between(t, first, lo, hi): -inf where row first + r is not in [lo, hi)
+    make       zeros(shape)  fill(shape, x)
+    memory     load(shape, at, row)  store(t, at, row)  load_part, store_part: of each row's last vector only `count` elements
+               load_table(shape, table, offset, count)  store_table(t, table, offset, count): row r at table[r] + offset
+               load_mask_table: from bytes, 0 where seen, -inf where not  load_offsets: int64 less a number, as numbers
+               fetch(shape, at, row): a cache line of each row, which need not be readable
+    products   rank1(t, column, column_row, row)  rank1_part: as load_part  scale_rows(t, column, column_row)  scaled(t, x)
+    lanewise   add  subtract  multiply  maximum     lanewise(f) makes more; across(f): every row of t with one row
+    rows       rowsum(row, t)  rowmax(row, t): fold t's rows into a row; down(f) makes more
+    choice     any_lane(f): does f hold in any lane  between(t, first, lo, hi): -inf where row first + r is not in [lo, hi)
     shuffles   transpose(t): rows = lanes, one vector each
+    scalars    number  put_number  word  put_word  byte  put_ladder  take (atomic)
+    shapes     rows_of  vecs_of  lanes_of  size_of  row_of  lane_of  column_of (8 rows)  square_of; derived(f) makes more
 
 NaN: `maximum(x, y)` gives y where either is NaN. -0.0 counts as 0.0 in comparisons, as in IEEE 754.
 """
@@ -37,7 +41,7 @@ from numba.extending import intrinsic, models, register_model
 
 from ..machine import TARGET
 
-I1, I8, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 FLOATS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
 INF = float("inf")
 WORDS = TARGET.vector_bytes // 8                # int64 in a register

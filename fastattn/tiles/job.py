@@ -29,11 +29,21 @@ JOB = Record("Job", """
     seen bias    0, or a mask (bytes) and a bias; _j: bytes from key to key, 0 or one element
     slopes sink  0, or (Hq,) of q's type
     tail         numbers in the last vector of a row of v
-    scale        by which q is multiplied, log2 e and 1 / cap included       cap    softcap in log2 units
+    x_b x_h x_s  bytes from item to item, head to head, row to row of x
+    scale        by which q is multiplied: scale log2 e; with softcap scale / softcap     cap    softcap log2 e
 """
 
-# Numbers a query has, one vector row each; int64 a query has; int64 a vector of queries has, or one alone: where the next
-# task's queries lie, and how much of each is to be fetched; then the blocks.
+# Numbers a query has, one vector row each; int64 a query has; int64 a vector of queries has, or one alone; the blocks.
+# kept top            taken off scores; the largest score so far: micro/softmax.py
+# part                the sum of this block's weights; after `close` 1 / l
+# l l_far             sums of weights: of this group of blocks; of the groups before
+# sees                -inf for a query that has seen no key
+# lo hi position      first, last and where, counted from the block's first key, as numbers
+# slope factor        ALiBi's slope log2 e; what moved weights are multiplied by
+# q_at ... seen_at    addresses of each row     first last where    its run of keys, and its place among them
+# vec_first vec_last  the keys that some query of a vector sees lie between
+# ahead ahead_bytes   where the next task's queries are, and how much of each is to be fetched now
+# qt s addend         qᵀ (D, W), weights (BLOCK, W), (GRAIN, W)     tail    the last keys, copied     v    healed or shrunk
 _STATE = "kept top part l l_far sees lo hi position slope factor"
 _TABLE = "q_at o_at lse_at bias_at seen_at first last where"
 _WORDS = "vec_first vec_last ahead ahead_bytes"
@@ -41,7 +51,7 @@ WORK = Record("Work", f"{_STATE} {_TABLE} {_WORDS} qt s addend tail o o_far v o_
 
 
 def scratch(scalar: types.Type, D: int, Dv: int) -> tuple[np.ndarray, np.ndarray]:
-    """The record and the memory behind it, for one thread: D = Dv = 64 in float32 takes 120 KB under AVX-512."""
+    """The record and the memory behind it, for one thread: D = Dv = 64 in float32 takes 98 KB under AVX-512."""
     item, W = size(scalar), queries(scalar)
     width = -(-max(Dv, 1) // lanes(scalar)) * lanes(scalar)
     depth = -(-max(D, 1) // lanes(scalar)) * lanes(scalar)

@@ -1,7 +1,7 @@
 """What Python tells the kernels: named fields of eight bytes behind one address.
 
 A `Record` is a list of names, each an int64 ("q") or a float64 ("d"). Python packs values into memory; in a kernel the
-record's address is a value of the type that belongs to it, and `job.q_head` reads the field there. One address instead
+record's address is a value of the type that belongs to it, and `job.q_h` reads the field there. One address instead
 of fifty arguments: a call costs 1 us less, and every thread reads the same record.
 """
 

@@ -6,23 +6,22 @@ heads fill tiles together. Each row has its addresses and its run of keys, first
 
 from __future__ import annotations
 
-import math
-
 from ..jit import kernel
+from ..simd.math import LOG2_E
 from ..simd.vec import WORDS, lanes_of, number, put_ladder, put_number, put_word, size_of, vecs_of, word
 
-LOG2_E = math.log2(math.e)
+FAR = 1 << 62                   # behind every key
 
 
 @kernel
 def ladder(table, rows, at, step):
-    """table[r] = at + r step, and a few rows more."""
+    """table[r] = at + r step, and up to WORDS - 1 more."""
     for r in range(0, rows, WORDS):
         put_ladder(table + 8 * r, at + r * step, step)
 
 
 @kernel
-def copied(table, rows, source):
+def copy_words(table, rows, source):
     """table[r] = source[r]."""
     for r in range(rows):
         put_word(table + 8 * r, word(source + 8 * r))
@@ -30,7 +29,10 @@ def copied(table, rows, source):
 
 @kernel
 def place_rows(full, job, work, b, h, row0, rows, q0, Sq, Sk):
-    """Fill the tables for `rows` queries from row0 on of kv head h of item b. Rows beyond see nothing and lie on the first."""
+    """Fill the tables for `rows` queries from row0 on of kv head h of item b.
+
+    Rows beyond have an empty run; they read the first row's q, bias and mask, and write to their own row of o, in scratch.
+    """
     W, item = vecs_of(full) * lanes_of(full), size_of(full)
     head, i, r = h * job.group + row0 // Sq, row0 % Sq, 0
     while r < rows:
@@ -44,8 +46,8 @@ def place_rows(full, job, work, b, h, row0, rows, q0, Sq, Sk):
         if job.seen != 0:
             ladder(work.seen_at + at, n, job.seen + b * job.seen_b + head * job.seen_h + i * job.seen_s, job.seen_s)
         if job.lo != 0:
-            copied(work.first + at, n, job.lo + b * job.run_b + 8 * (q0 + i))
-            copied(work.last + at, n, job.hi + b * job.run_b + 8 * (q0 + i))
+            copy_words(work.first + at, n, job.lo + b * job.run_b + 8 * (q0 + i))
+            copy_words(work.last + at, n, job.hi + b * job.run_b + 8 * (q0 + i))
         else:
             ladder(work.first + at, n, 0, 0)
             ladder(work.last + at, n, Sk, 0)
@@ -70,8 +72,8 @@ def place_rows(full, job, work, b, h, row0, rows, q0, Sq, Sk):
 
 @kernel
 def seen_by_any(work, row0, row1):
-    """The keys that some of these rows see lie in [first, last)."""
-    first, last = 1 << 62, 0
+    """The keys that some of these rows see lie in [first, last); (FAR, 0) if there is none."""
+    first, last = FAR, 0
     for r in range(row0, row1):
         lo, hi = word(work.first + 8 * r), word(work.last + 8 * r)
         if lo < hi:
@@ -82,7 +84,7 @@ def seen_by_any(work, row0, row1):
 @kernel
 def seen_by_all(work, rows):
     """The keys that every one of the rows sees are [first, last)."""
-    first, last = 0, 1 << 62
+    first, last = 0, FAR
     for r in range(rows):
         first, last = max(first, word(work.first + 8 * r)), min(last, word(work.last + 8 * r))
     return first, last
