@@ -199,7 +199,7 @@ def _forward(
 ) -> None:
     """Write o and lse; q, k, v and o have 4 axes; sizes: items, kv heads, and the queries and keys of one item."""
     (_, Hq, _, D), Hkv, Dv, dtype = q.shape, k.shape[1], v.shape[3], q.dtype
-    scale, cap = checks.scale(scale, D), checks.softcap(softcap)
+    scale, cap = checks.scale(scale, D, dtype), checks.softcap(softcap, dtype)
     threads = pool.thread_count(threads)
     if not tasks:
         return

@@ -83,27 +83,34 @@ def _fit(q: NDArray, k: NDArray, v: NDArray, heads: int, layout: str) -> None:
 
 def number(name: str, x: Any, rule: str, holds: Callable[[float], bool]) -> float:
     """x as a float that keeps the rule."""
+    if isinstance(x, (str, bytes, bool, np.bool_)):
+        raise TypeError(f"{name} must be {rule}; got {x!r}")
     try:
         value = float(x)
     except OverflowError:
         value = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be {rule}; got {type(x).__name__}") from None
-    if isinstance(x, (bool, np.bool_)) or not holds(value):
+    if not holds(value):
         raise ValueError(f"{name} must be {rule}; got {x!r}")
     return value
 
 
-def scale(x: Any, D: int) -> float:
-    """What scores are multiplied by; 1 / sqrt(D) if not given."""
+def scale(x: Any, D: int, dtype: np.dtype) -> float:
+    """What scores are multiplied by; 1 / sqrt(D) if not given. Half the range is left for log2 e."""
     if x is None:
         return 1 / math.sqrt(D) if D else 1.0
-    return number("scale", x, "a finite number", math.isfinite)
+    most = float(np.finfo(dtype).max) / 2
+    return number("scale", x, f"a finite number, for {dtype} at most {most:.2g}", lambda scale: abs(scale) <= most)
 
 
-def softcap(x: Any) -> float | None:
+def softcap(x: Any, dtype: np.dtype) -> float | None:
     """The cap of cap tanh(s / cap), or None."""
-    return None if x is None else number("softcap", x, "a positive finite number", lambda cap: 0 < cap < math.inf)
+    if x is None:
+        return None
+    least, most = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max) / 2
+    return number("softcap", x, f"a positive finite number, for {dtype} from {least:.2g} to {most:.2g}",
+                  lambda cap: least <= cap <= most)
 
 
 def per_head(name: str, x: Any, Hq: int, dtype: np.dtype) -> NDArray | None:

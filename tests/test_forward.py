@@ -428,6 +428,14 @@ def test_values_near_the_largest_number(dtype):
 
 
 @both
+def test_a_channel_that_overflows_leaves_the_others_as_they_are(dtype):
+    # The second turn, with v 2^80 times smaller, would round 2^-149 2^80 off a tiny one.
+    q = k = np.zeros((64, 4), dtype)
+    v = np.tile(np.array([np.finfo(dtype).max * 0.9, np.finfo(dtype).tiny * 2**60], dtype), (64, 1))
+    npt.assert_allclose(attention(q, k, v), v, rtol=1e-5)
+
+
+@both
 def test_subnormal_values_are_kept(dtype):
     tiny = np.finfo(dtype).smallest_subnormal
     q, k, v = arrays(3, Sq=70, Sk=200, D=4, dtype=dtype)
@@ -441,8 +449,16 @@ def test_subnormal_values_are_kept(dtype):
 def test_a_finite_bias_is_arithmetic(dtype):
     # A row full of the lowest float sees every key alike: the mean of v, not zeros.
     q, k, v = arrays(3, Sk=70, dtype=dtype)
-    lowest = np.full((5, 70), np.finfo(dtype).min / 2, dtype)
-    npt.assert_allclose(attention(q, k, v, bias=lowest)[0, 0, 0], v[0, 0].mean(0), rtol=1e-4, atol=1e-6)
+    for share in (0.5, 1, -0.5, -1):
+        extreme = np.full((5, 70), np.finfo(dtype).min * dtype.type(share), dtype)
+        npt.assert_allclose(attention(q, k, v, bias=extreme)[0, 0, 0], v[0, 0].mean(0), rtol=1e-4, atol=1e-6)
+    # Beyond the range of log2 units the order stays, or the keys are alike; never does the lower one win.
+    pair = np.finfo(dtype).max * np.array([[-0.73, -0.68]], dtype)
+    npt.assert_array_equal(attention(0 * q[:, :, :1], k[:, :, :2], v[:, :, :2], bias=pair)[0, 0, 0], v[0, 0, 1])
+    # The same of ALiBi, which hides nothing.
+    steep = attention(q, k, v, alibi=[np.finfo(dtype).max / 2], mask=np.arange(70)[None] < 50)
+    assert np.isfinite(steep).all()
+    assert np.abs(steep).min() > 0
     o, lse = attention(q, k, v, bias=np.full((5, 70), -np.inf, dtype), return_lse=True)
     npt.assert_array_equal(o, 0 * o)
     npt.assert_array_equal(lse, -np.inf)

@@ -34,7 +34,7 @@ from ..jit import kernel
 from ..micro.mix import mix
 from ..micro.score import score
 from ..micro.softmax import MOVED, STAYS, inverse, moved_if_far
-from ..simd.math import LOG2_E, exp2
+from ..simd.math import LOG2_E, exp2, kept_finite
 from ..simd.vec import (
     INF,
     add,
@@ -77,14 +77,14 @@ LN_2 = math.log(2)
 SHRINK = 2.0**-80
 
 inside = lanewise(lambda a, x, lo, hi: a.where(a.builder.and_(x.at_least(lo), x < hi), -INF))
-beyond = lanewise(lambda a, slope, position, x: a - slope * (position - x).magnitude())
+beyond = lanewise(lambda a, slope, position, x: kept_finite(a - slope * (position - x).magnitude(),
+                                                              a.magnitude().differs(INF)))
 # Not their sum: a hidden bias may be NaN.
 shown = lanewise(lambda a, mask: a.where(mask.differs(-INF), -INF))
 # What is made again goes where what was there is NaN or inf: the other channels of the row have nothing to mend.
 mended = lanewise(lambda new, old: new.where((old * 0.0).differs(0.0), old))
-# The product of a finite bias and log2 e may be -inf, which would hide the key.
-in_log2 = lanewise(lambda bias: (bias * LOG2_E).where(
-    bias.builder.or_((bias * LOG2_E).differs(-INF), bias.equals(-INF)), bias))
+# What overflows to -inf would hide the key.
+in_log2 = lanewise(lambda bias: kept_finite(bias * LOG2_E, bias.magnitude().differs(INF)))
 # 0 x is NaN where x is NaN or inf, and 0 elsewhere.
 poisoned = lanewise(lambda x, y: y.fma(0.0, x))
 is_nan = any_lane(lambda x: x.differs(x))
@@ -334,7 +334,8 @@ def start(full, job, work, extra, h, row0, rows, Sq):
     if job.sink != 0:
         for r in range(rows):
             head = h * job.group + (row0 + r) // Sq
-            put_number(full, work.top + r * size_of(full), LOG2_E * number(full, job.sink + head * size_of(full)))
+            put_number(full, work.top + r * size_of(full), number(full, job.sink + head * size_of(full)))
+        store(in_log2(load(row, work.top, W)), work.top, W)
         moved_if_far(row, W, work.top, work.kept, work.factor)
     store(exp2(subtract(load(row, work.top, W), load(row, work.kept, W))), work.l, W)
     store(zeros(row), work.l_far, W)

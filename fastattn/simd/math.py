@@ -44,6 +44,10 @@ class Format:
     tanh: tuple[float, ...]         # tanh x = x + x z polynomial(z), z = x² <= 0.625²
 
     @property
+    def largest(self) -> float:
+        return (2 - 2.0**-self.fraction_bits) * 2.0**(1 - self.lowest_exponent)
+
+    @property
     def magic(self) -> float:
         """Adding it rounds to an integer, which then stands in the low bits."""
         return 1.5 * 2.0**self.fraction_bits
@@ -117,6 +121,12 @@ def exp2_by_bits(x: Lanes) -> Lanes:
 def exp2_of(x: Lanes) -> Lanes:
     """2^x. An integer x gives the exact power."""
     return exp2_by_instructions(x) if TARGET.splits_floats else exp2_by_bits(x)
+
+
+def kept_finite(x: Lanes, finite: ir.Value) -> Lanes:
+    """x; where it is infinite and should be `finite`, the largest number of its sign."""
+    overflowed = x.builder.and_(x.magnitude().equals(float("inf")), finite)
+    return x.like(_format(x).largest).with_sign_of(x).where(overflowed, x)
 
 
 def rounded_of(x: Lanes) -> Lanes:
