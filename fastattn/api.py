@@ -14,7 +14,6 @@ from .machine import LINE
 from .masks import runs, runs_packed
 from .passes.launch import SCALARS, compile_forward, forward_tiles, run_forward
 from .passes.merge import merged
-from .simd.math import LOG2_E
 from .simd.vec import lanes
 from .tiles import pool
 from .tiles.job import address
@@ -199,7 +198,7 @@ def _forward(
 ) -> None:
     """Write o and lse; q, k, v and o have 4 axes; sizes: items, kv heads, and the queries and keys of one item."""
     (_, Hq, _, D), Hkv, Dv, dtype = q.shape, k.shape[1], v.shape[3], q.dtype
-    scale, cap = checks.scale(scale, D, dtype), checks.softcap(softcap, dtype)
+    scale, cap = checks.scale(scale, dtype), checks.softcap(softcap, dtype)
     threads = pool.thread_count(threads)
     if not tasks:
         return
@@ -212,7 +211,7 @@ def _forward(
         address(lse), *((0, 0, 0) if lse is None else lse.strides),
         address(lo), address(hi), 0 if lo is None or len(lo) == 1 else lo.strides[0],
         address(seen), *seen_steps, address(bias), *bias_steps, address(slopes), address(sinks),
-        (Dv - 1) % lanes(scalar) + 1 if Dv else 0, scale / cap if cap else scale * LOG2_E, cap * LOG2_E if cap else 0.0,
+        (Dv - 1) % lanes(scalar) + 1 if Dv else 0, scale, cap or 0.0,
     )  # fmt: skip
     keys = Sk if hi is None else float(np.mean(hi - lo))
     extra = slopes is not None or bias is not None or seen is not None

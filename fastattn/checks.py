@@ -96,10 +96,10 @@ def number(name: str, x: Any, rule: str, holds: Callable[[float], bool]) -> floa
     return value
 
 
-def scale(x: Any, D: int, dtype: np.dtype) -> float:
-    """What scores are multiplied by; 1 / sqrt(D) if not given. Half the range is left for log2 e."""
+def scale(x: Any, dtype: np.dtype) -> float:
+    """What scores are multiplied by; NaN if not given. Half the range is left for log2 e."""
     if x is None:
-        return 1 / math.sqrt(D) if D else 1.0
+        return math.nan
     most = float(np.finfo(dtype).max) / 2
     return number("scale", x, f"a finite number, for {dtype} at most {most:.2g}", lambda scale: abs(scale) <= most)
 
@@ -114,7 +114,7 @@ def softcap(x: Any, dtype: np.dtype) -> float | None:
 
 
 def per_head(name: str, x: Any, Hq: int, dtype: np.dtype) -> NDArray | None:
-    """One number for each query head, as a contiguous array of the kernel's dtype."""
+    """One number for each query head, contiguous and within dtype's range, but float64: the kernel rounds it."""
     if x is None:
         return None
     values = plain(name, x)
@@ -123,9 +123,10 @@ def per_head(name: str, x: Any, Hq: int, dtype: np.dtype) -> NDArray | None:
     if values.shape != (Hq,):
         raise ValueError(f"{name} must be (Hq,), one number for each head of q; got {values.shape} for Hq = {Hq}")
     with np.errstate(over="ignore"):
-        numbers = np.ascontiguousarray(values, dtype)
-    if (np.isinf(numbers) & np.isfinite(values)).any():
-        raise ValueError(f"{name} must be within the range of {dtype}; got {values[np.isinf(numbers)][0]}")
+        numbers = np.ascontiguousarray(values, np.float64)
+    outside = np.isfinite(values) & ~(np.abs(numbers) <= np.finfo(dtype).max)
+    if outside.any():
+        raise ValueError(f"{name} must be within the range of {dtype}; got {values[outside][0]}")
     return numbers
 
 

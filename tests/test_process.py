@@ -536,15 +536,11 @@ def options_in_a_strange_state(state, dtype, options):
         return attention(q, k, v, **options).tobytes() == right
 
 
-IN_THE_CALLERS_STATE = pytest.mark.xfail(strict=True, reason="api.py computes scale log2 e, checks.py rounds alibi and sink, "
-                                                             "in the caller's rounding mode")
-
-
 @STATE
 @pytest.mark.parametrize(("state", "dtype", "options"), [
     ("round up", "f4", {"sink": [0.1, 0.3]}),
-    pytest.param("round up", "f8", {}, marks=IN_THE_CALLERS_STATE),
-    pytest.param("round down", "f4", {"alibi": [0.1, 0.3]}, marks=IN_THE_CALLERS_STATE),
+    ("round up", "f8", {}),
+    ("round down", "f4", {"alibi": [0.1, 0.3]}),
 ])
 def test_nor_does_it_change_the_numbers_that_kernels_are_given(call, state, dtype, options):
     assert call(options_in_a_strange_state, state, dtype, options)

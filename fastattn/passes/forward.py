@@ -41,6 +41,7 @@ from ..simd.vec import (
     any_lane,
     byte,
     column_of,
+    double_of,
     fill,
     lane_of,
     lanes_of,
@@ -93,15 +94,17 @@ healed = lanewise(lambda x: x.like(0.0).where((x * 0.0).differs(0.0), x))
 
 # ---- queries ---------------------------------------------------------------------------------------------------------
 @kernel
-def pack(full, job, work, rows):
-    """qᵀ (D, W) scaled, a square of lanes at a time. Rows beyond repeat the tile's first query (`place_rows`); vectors of
-    which no row is there are not written."""
+def pack(full, job, work, factor, rows):
+    """qᵀ (D, W) times the factor, a square of lanes at a time.
+
+    Rows beyond repeat the tile's first query (`place_rows`); vectors of which no row is there are not written.
+    """
     square, L = square_of(full), lanes_of(full)
     W = vecs_of(full) * L * size_of(full)
     for v in range(-(-rows // L)):
         for d in range(0, job.D, L):
             t = load_table(square, work.q_at + 8 * v * L, d * size_of(full), job.D - d)
-            store(scaled(transpose(t), job.scale), work.qt + d * W + v * L * size_of(full), W)
+            store(scaled(transpose(t), factor), work.qt + d * W + v * L * size_of(full), W)
 
 
 # ---- what is added to scores -------------------------------------------------------------------------------------------
@@ -334,7 +337,7 @@ def start(full, job, work, extra, h, row0, rows, Sq):
     if job.sink != 0:
         for r in range(rows):
             head = h * job.group + (row0 + r) // Sq
-            put_number(full, work.top + r * size_of(full), number(full, job.sink + head * size_of(full)))
+            put_number(full, work.top + r * size_of(full), number(double_of(full), job.sink + 8 * head))
         store(in_log2(load(row, work.top, W)), work.top, W)
         moved_if_far(row, W, work.top, work.kept, work.factor)
     store(exp2(subtract(load(row, work.top, W), load(row, work.kept, W))), work.l, W)
@@ -542,7 +545,7 @@ def queries_after(job, work, b, h, row0, tiles, W):
 
 
 @kernel
-def tile(full, wide, last, tail, cap, extra, job, work, task):
+def tile(full, wide, last, tail, cap, extra, job, work, factor, task):
     """One task: a tile of queries of one kv head of one item."""
     W = vecs_of(full) * lanes_of(full)
     b, q0, k0, Sq, Sk = 0, 0, 0, job.Sq, job.Sk
@@ -568,7 +571,7 @@ def tile(full, wide, last, tail, cap, extra, job, work, task):
         put_word(work.vec_last + 8 * v, hi)
         first, end = min(first, lo), max(end, hi)
     common = (0, Sk) if job.lo == 0 else seen_by_all(work, rows)
-    pack(full, job, work, rows)
+    pack(full, job, work, factor, rows)
     put_word(work.ahead, queries_after(job, work, b, h, row0, tiles, W))
     k = job.k + item * job.k_b + h * job.k_h + k0 * job.k_s
     v = job.v + item * job.v_b + h * job.v_h + k0 * job.v_s
@@ -586,11 +589,15 @@ def forward(job, work, budget, full, wide, last, tail, cap, extra):
     """
     if tail is not None:
         tail = job.tail
+    scale = job.scale
+    if scale != scale:
+        scale = 1 / math.sqrt(max(job.D, 1))
+    factor = scale * LOG2_E
     if cap is not None:
-        cap = job.cap
+        factor, cap = scale / job.cap, job.cap * LOG2_E
     for done in range(budget):
         task = take(job.counter)
         if task >= job.tasks:
             return done
-        tile(full, wide, last, tail, cap, extra, job, work, task)
+        tile(full, wide, last, tail, cap, extra, job, work, factor, task)
     return budget

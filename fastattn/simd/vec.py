@@ -23,7 +23,8 @@ Addresses and row distances are int64 and in bytes. Loads and stores ask for no 
     choice     any_lane(f): does f hold in any lane  between(t, first, lo, hi): -inf where row first + r is not in [lo, hi)
     shuffles   transpose(t): rows = lanes, one vector each
     scalars    number  put_number  word  put_word  byte  put_ladder  take (atomic)
-    shapes     rows_of  vecs_of  lanes_of  size_of  row_of  lane_of  column_of (8 rows)  square_of; derived(f) makes more
+    shapes     rows_of  vecs_of  lanes_of  size_of  row_of  lane_of  column_of (8 rows)  square_of  double_of;
+               derived(f) makes more
 
 NaN: `maximum(x, y)` gives y where either is NaN. -0.0 counts as 0.0 in comparisons, as in IEEE 754.
 """
@@ -687,6 +688,7 @@ def derived(make: Callable[[Shape], Shape]) -> Callable:
 
 
 row_of = derived(lambda shape: Shape(shape.scalar, 1, shape.vecs))
+double_of = derived(lambda shape: Shape(types.float64, 1, 1))
 lane_of = derived(lambda shape: Shape(shape.scalar, 1, 1))
 column_of = derived(lambda shape: Shape(shape.scalar, 8, 1))
 square_of = derived(lambda shape: Shape(shape.scalar, shape.lanes, 1))

@@ -27,10 +27,10 @@ JOB = Record("Job", """
     sequences    0, or five int64 for each b: first query row, first key row, Sq, Sk, first task
     lo hi        0, or int64 runs (B or 1, Sq)          run_b      0 or the bytes of a row of them
     seen bias    0, or a mask (bytes) and a bias; _j: bytes from key to key, 0 or one element
-    slopes sink  0, or (Hq,) of q's type
+    slopes sink  0, or (Hq,) float64
     tail         numbers in the last vector of a row of v
     x_b x_h x_s  bytes from item to item, head to head, row to row of x
-    scale        by which q is multiplied: scale log2 e; with softcap scale / softcap     cap    softcap log2 e
+    scale cap    as they were given; NaN: 1 / sqrt(D). What follows from them is computed in the kernel's rounding mode
 """
 
 # Numbers a query has, one vector row each; int64 a query has; int64 a vector of queries has, or one alone; the blocks.

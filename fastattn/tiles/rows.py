@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..jit import kernel
 from ..simd.math import LOG2_E
-from ..simd.vec import WORDS, lanes_of, number, put_ladder, put_number, put_word, size_of, vecs_of, word
+from ..simd.vec import WORDS, double_of, lanes_of, number, put_ladder, put_number, put_word, size_of, vecs_of, word
 
 FAR = 1 << 62                   # behind every key
 
@@ -53,7 +53,7 @@ def place_rows(full, job, work, b, h, row0, rows, q0, Sq, Sk):
             ladder(work.last + at, n, Sk, 0)
         if job.slopes != 0:
             ladder(work.where + at, n, i + Sk - Sq, 1)
-            slope = LOG2_E * number(full, job.slopes + head * item)
+            slope = LOG2_E * number(double_of(full), job.slopes + 8 * head)
             for x in range(r, r + n):
                 put_number(full, work.slope + x * item, slope)
         r, i, head = r + n, 0, head + 1
