@@ -46,7 +46,7 @@ def attention(
     alibi    (Hq,) slopes: -slope |i + Sk - Sq - j| is added to the scores
     softcap  scores become softcap tanh(score / softcap) before alibi, bias and mask
     sink     (Hq,) a score that takes weight but has no value
-    scale    1 / sqrt(D) if None; any finite number
+    scale    1 / sqrt(D) if None; any number up to half the type's largest
     out      where to write o: o's shape, q's dtype, any strides; a copy is made if it may share memory with an input
     threads  how many to use; None: `with threads(n)`, else the machine's
 
@@ -62,7 +62,8 @@ def attention(
     Bits: the same for any number of threads, batch, strides, and whatever hidden values there are.
     Memory besides the result: O(threads), and 16 bytes for each query under a mask; never O(Sq Sk). Copied: what has gaps
     along its last axis, o where `out` cannot be written directly, boolean masks that are joined.
-    Scores, bias and sink must stay below 0.69 of the type's largest number: they become powers of 2.
+    Scores must stay below 0.69 of the type's largest number, as they become powers of 2; a finite bias, sink or ALiBi
+    beyond it counts as that.
     Raises TypeError for what is not such an array or number, ValueError for shapes and values that do not fit.
 
     >>> o = attention(q, k, v, mask=causal & lengths([7, 5]))

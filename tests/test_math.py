@@ -158,15 +158,23 @@ def test_exp2_below_its_range_falls_to_0(body):
         assert ((y >= 0) & (y <= 2.0**-126)).all()
 
 
+def worst_of(rounds, bodies, right, samples, record):
+    """The largest error of each body over so many rounds of samples(seed), recorded under the function's name."""
+    found = dict.fromkeys(bodies, 0.0)
+    for seed in range(rounds):
+        worst = worst_ulp(bodies, np.concatenate(samples(seed)), right)
+        found = {body: max(found[body], worst[body]) for body in bodies}
+    record(f"ULP of {right.__name__} f64, {rounds} rounds", {body: float(worst) for body, worst in found.items()})
+    return found
+
+
 @wider_than_float64
 @rounds
 def test_exp2_float64(rounds, record_testsuite_property):
-    found = dict.fromkeys(EXP2, 0.0)
-    for seed in range(rounds):
-        x = np.concatenate([floats64(0, 1023.999, 100_000, seed), floats64(-1022, 0, 100_000, seed), floats64(-1, 1, 200_000, seed)])
-        found = {body: max(found[body], worst) for body, worst in worst_ulp(EXP2, x, np.exp2).items()}
-    record_testsuite_property(f"ULP of exp2 f64, {rounds} rounds", {body: float(worst) for body, worst in found.items()})
-    assert_as_stated(found, "exp2 f64")
+    def samples(seed):
+        return [floats64(0, 1023.999, 100_000, seed), floats64(-1022, 0, 100_000, seed), floats64(-1, 1, 200_000, seed)]
+
+    assert_as_stated(worst_of(rounds, EXP2, np.exp2, samples, record_testsuite_property), "exp2 f64")
 
 
 @both
@@ -229,13 +237,11 @@ def test_tanh_of_every_float32(record_testsuite_property):
 @wider_than_float64
 @rounds
 def test_tanh_float64(rounds, record_testsuite_property):
-    found = dict.fromkeys(TANH, 0.0)
-    for seed in range(rounds):
-        x = np.concatenate([floats64(0, 25, 100_000, seed), floats64(-25, 0, 100_000, seed), floats64(0, 2, 200_000, seed),
-                            floats64(20, 1e5, 1000, seed)])
-        found = {body: max(found[body], worst) for body, worst in worst_ulp(TANH, x, np.tanh).items()}
-    record_testsuite_property(f"ULP of tanh f64, {rounds} rounds", {body: float(worst) for body, worst in found.items()})
-    assert_as_stated(found, "tanh f64")
+    def samples(seed):
+        return [floats64(0, 25, 100_000, seed), floats64(-25, 0, 100_000, seed), floats64(0, 2, 200_000, seed),
+                floats64(20, 1e5, 1000, seed)]
+
+    assert_as_stated(worst_of(rounds, TANH, np.tanh, samples, record_testsuite_property), "tanh f64")
 
 
 @both

@@ -18,8 +18,7 @@ from ..simd.vec import (
     zeros,
 )
 
-# 0 x is NaN where x is NaN or inf.
-is_broken = any_lane(lambda x: (x * 0.0).differs(0.0))
+is_broken = any_lane(lambda x: x.broken())
 
 
 @kernel

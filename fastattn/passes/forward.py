@@ -31,9 +31,9 @@ import math
 import numpy as np
 
 from ..jit import kernel
-from ..micro.mix import mix
+from ..micro.mix import is_broken, mix
 from ..micro.score import score
-from ..micro.softmax import MOVED, STAYS, inverse, moved_if_far
+from ..micro.softmax import LOST, MOVED, STAYS, inverse, moved_if_far
 from ..simd.math import LOG2_E, exp2, kept_finite
 from ..simd.vec import (
     INF,
@@ -63,7 +63,7 @@ from ..simd.vec import (
     size_of,
     square_of,
     store,
-    store_part,
+    store_table,
     subtract,
     take,
     transpose,
@@ -78,18 +78,20 @@ LN_2 = math.log(2)
 SHRINK = 2.0**-80
 
 inside = lanewise(lambda a, x, lo, hi: a.where(a.builder.and_(x.at_least(lo), x < hi), -INF))
+# A run held between -1 and BLOCK + 1 is empty, too, where it lies on one side of the block; elsewhere it is what it was.
+sees_some = lanewise(lambda sees, lo, hi: sees.like(0.0).where(lo < hi, sees))
 beyond = lanewise(lambda a, slope, position, x: kept_finite(a - slope * (position - x).magnitude(),
                                                               a.magnitude().differs(INF)))
 # Not their sum: a hidden bias may be NaN.
 shown = lanewise(lambda a, mask: a.where(mask.differs(-INF), -INF))
 # What is made again goes where what was there is NaN or inf: the other channels of the row have nothing to mend.
-mended = lanewise(lambda new, old: new.where((old * 0.0).differs(0.0), old))
+mended = lanewise(lambda new, old: new.where(old.broken(), old))
 # What overflows to -inf would hide the key.
 in_log2 = lanewise(lambda bias: kept_finite(bias * LOG2_E, bias.magnitude().differs(INF)))
 # 0 x is NaN where x is NaN or inf, and 0 elsewhere.
 poisoned = lanewise(lambda x, y: y.fma(0.0, x))
 is_nan = any_lane(lambda x: x.differs(x))
-healed = lanewise(lambda x: x.like(0.0).where((x * 0.0).differs(0.0), x))
+healed = lanewise(lambda x: x.like(0.0).where(x.broken(), x))
 
 
 # ---- queries ---------------------------------------------------------------------------------------------------------
@@ -110,14 +112,18 @@ def pack(full, job, work, factor, rows):
 # ---- what is added to scores -------------------------------------------------------------------------------------------
 @kernel
 def place_edges(full, work, extra, j0, vecs):
-    """lo, hi and position of every query relative to key j0, as numbers."""
+    """lo, hi and position of every query relative to key j0, as numbers; without `extra` also who sees a key at all."""
     lane, L, V = lane_of(full), lanes_of(full), lanes_of(full) * size_of(full)
     for v in range(vecs):
         table = 8 * v * L
-        store(load_offsets(lane, work.first + table, j0, -1, BLOCK + 1), work.lo + v * V, 0)
-        store(load_offsets(lane, work.last + table, j0, -1, BLOCK + 1), work.hi + v * V, 0)
+        lo = load_offsets(lane, work.first + table, j0, -1, BLOCK + 1)
+        hi = load_offsets(lane, work.last + table, j0, -1, BLOCK + 1)
+        store(lo, work.lo + v * V, 0)
+        store(hi, work.hi + v * V, 0)
         if extra is not None:
             store(load_offsets(lane, work.where + table, j0, -FAR, FAR), work.position + v * V, 0)
+        else:
+            store(sees_some(load(lane, work.sees + v * V, 0), lo, hi), work.sees + v * V, 0)
 
 
 @kernel
@@ -154,28 +160,28 @@ def place_addend(full, job, work, j0, j, n, v0, v1):
 def score_partly(full, job, work, cap, extra, k, k_row, j, v0, v1, v):
     """The keys j .. j + GRAIN of a block for the vectors v0 to v1 of queries, each seen or not."""
     x = v0 * lanes_of(full) * size_of(full)
-    if v1 - v0 == 1:
-        score_edge(full, score_1(full), job, work, cap, extra, k, k_row, j, x, v)
-    elif v1 - v0 == 2:
-        score_edge(full, score_2(full), job, work, cap, extra, k, k_row, j, x, v)
-    elif v1 - v0 == 3:
-        score_edge(full, score_3(full), job, work, cap, extra, k, k_row, j, x, v)
-    else:
-        score_edge(full, score_4(full), job, work, cap, extra, k, k_row, j, x, v)
-
-
-@kernel
-def score_edge(full, shape, job, work, cap, extra, k, k_row, j, x, v):
-    """As `score_partly`, for the vectors of the shape from byte x of a row on."""
-    W = vecs_of(full) * lanes_of(full) * size_of(full)
     addend, lo, hi = None, None, None
     if extra is not None:
         addend = work.addend + x
     else:
         lo, hi = work.lo + x, work.hi + x
-    score(shape, row_of(shape), k, k_row, GRAIN, work.qt + x, work.s + j * W + x, W, job.D, work.kept + x, work.top + x,
+    if v1 - v0 == 1:
+        score_keys(full, score_1(full), job, work, cap, addend, lo, hi, k, k_row, j, GRAIN, x, v)
+    elif v1 - v0 == 2:
+        score_keys(full, score_2(full), job, work, cap, addend, lo, hi, k, k_row, j, GRAIN, x, v)
+    elif v1 - v0 == 3:
+        score_keys(full, score_3(full), job, work, cap, addend, lo, hi, k, k_row, j, GRAIN, x, v)
+    else:
+        score_keys(full, score_4(full), job, work, cap, addend, lo, hi, k, k_row, j, GRAIN, x, v)
+
+
+@kernel
+def score_keys(full, shape, job, work, cap, addend, lo, hi, k, k_row, j, keys, x, v):
+    """The keys j .. j + keys of a block for the vectors of the shape, from byte x of a row on."""
+    W = vecs_of(full) * lanes_of(full) * size_of(full)
+    score(shape, row_of(shape), k, k_row, keys, work.qt + x, work.s + j * W + x, W, job.D, work.kept + x, work.top + x,
           work.part + x, cap, addend, lo, hi, j, v, job.v_s, job.Dv * size_of(full),
-                  word(work.ahead) + j * job.q_s, job.q_s, word(work.ahead_bytes))
+          word(work.ahead) + j * job.q_s, job.q_s, word(work.ahead_bytes))
 
 
 @kernel
@@ -208,11 +214,8 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
             run = GRAIN
             while j + run + GRAIN <= keys and a + run + GRAIN <= all_last:
                 run += GRAIN
-            score(full, row_of(full), k + j * job.k_s, job.k_s, run, work.qt, work.s + j * W, W, job.D,
-                  work.kept, work.top, work.part, cap, None, None, None, 0, v + j * job.v_s, job.v_s, job.Dv * size_of(full),
-                  word(work.ahead) + j * job.q_s, job.q_s, word(work.ahead_bytes))
-            if extra is not None:
-                store(zeros(row_of(full)), work.sees, W)
+            score_keys(full, full, job, work, cap, None, None, None, k + j * job.k_s, job.k_s, j, run, 0, v + j * job.v_s)
+            store(zeros(row_of(full)), work.sees, W)
             j += run
             continue
         whole = False
@@ -270,7 +273,8 @@ def mix_channels(shape, full, work, rows, v, v_row, count, channel, j0, keys, wh
 def mix_block(full, wide, last, tail, job, work, rows, v, v_row, j0, keys, whole, fresh, over):
     """The block into all channels: `wide` at a time, then `last`, whose last vector has `tail` (None: all) of them.
 
-    over: it is the last block, and o / l is written where it belongs. True then if that may have a NaN or an inf in it."""
+    over: it is the last block, and o / l is written where it belongs. True then if that may have a NaN or an inf in it.
+    """
     channel, broken = 0, False
     if wide is not None:
         step, end = vecs_of(wide) * lanes_of(full) * size_of(full), job.Dv * size_of(full)
@@ -324,16 +328,13 @@ def mix_poison(full, job, work, extra, rows, v, j0, keys):
 
 # ---- a tile --------------------------------------------------------------------------------------------------------------
 @kernel
-def start(full, job, work, extra, h, row0, rows, Sq):
+def start(full, job, work, h, row0, rows, Sq):
     """The state before the first key. A sink is a starting state: top = its score, l = its weight, o = 0."""
     row = row_of(full)
     W = vecs_of(full) * lanes_of(full) * size_of(full)
     store(zeros(row), work.kept, W)
     store(fill(row, -INF), work.top, W)
     store(fill(row, -INF), work.sees, W)
-    if extra is None:
-        for r in range(rows):
-            put_number(full, work.sees + r * size_of(full), 0.0 if word(work.first + 8 * r) < word(work.last + 8 * r) else -INF)
     if job.sink != 0:
         for r in range(rows):
             head = h * job.group + (row0 + r) // Sq
@@ -382,9 +383,9 @@ def put_by(full, work, rows, count, fresh):
 
 
 @kernel
-def write_part(shape, work, r, channel, count, empty, far, again, x):
-    """A stretch of channels of row r, o / l, to where it belongs; x + 0 o, which is NaN where o is NaN or inf."""
-    at, target = r * work.o_row + channel, word(work.o_at + 8 * r) + channel
+def write_part(shape, work, r, channel, count, empty, far, again):
+    """A stretch of channels of row r, o / l, to where it belongs; True if there is a NaN or an inf in it."""
+    at, table = r * work.o_row + channel, work.o_at + 8 * r
     y = zeros(shape)
     if not empty:
         y = load(shape, work.o + at, 0)
@@ -392,27 +393,23 @@ def write_part(shape, work, r, channel, count, empty, far, again, x):
         y = add(y, load(shape, work.o_far + at, 0))
     y = scale_rows(y, work.part + r * size_of(shape), 0)
     if again:
+        target = word(table) + channel
         y = scaled(y, 1 / SHRINK)
         y = mended(y, load(shape, target, 0) if count is None else load_part(shape, target, 0, count))
-    if count is None:
-        store(y, target, 0)
-    else:
-        store_part(y, target, 0, count)
-    return poisoned(x, y)
+    store_table(y, table, channel, count)
+    return is_broken(y)
 
 
 @kernel
 def write_row(full, wide, last, tail, job, work, r, empty, far, again):
     """o / l of row r to where it belongs; True if there is a NaN or an inf in it."""
-    channel, bad = 0, False
+    channel, broken = 0, False
     if wide is not None:
-        x = zeros(row_of(wide))
         step, end = vecs_of(wide) * lanes_of(full) * size_of(full), job.Dv * size_of(full)
         while channel + step < end:
-            x = write_part(row_of(wide), work, r, channel, None, empty, far, again, x)
+            broken = write_part(row_of(wide), work, r, channel, None, empty, far, again) or broken
             channel += step
-        bad = is_nan(x)
-    return is_nan(write_part(row_of(last), work, r, channel, tail, empty, far, again, zeros(row_of(last)))) or bad
+    return write_part(row_of(last), work, r, channel, tail, empty, far, again) or broken
 
 
 @kernel
@@ -428,10 +425,10 @@ def close(full, work):
 @kernel
 def write_rows(full, wide, last, tail, job, work, rows, empty, far, again):
     """o / l to where it belongs. True if something came out NaN or inf."""
-    bad = False
+    broken = False
     for r in range(rows):
-        bad = write_row(full, wide, last, tail, job, work, r, empty, far, again) or bad
-    return bad
+        broken = write_row(full, wide, last, tail, job, work, r, empty, far, again) or broken
+    return broken
 
 
 @kernel
@@ -464,7 +461,7 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
     """All keys of a tile of queries; True if a row came out NaN or inf. `again`: what came out so, once more, v shrunk."""
     row = row_of(full)
     W = vecs_of(full) * lanes_of(full) * size_of(full)
-    start(full, job, work, extra, h, row0, rows, Sq)
+    start(full, job, work, h, row0, rows, Sq)
     (first, end), (all_first, all_last) = hull, common
     vecs = -(-rows // lanes_of(full))
     fresh, fresh_far, over, broken = True, True, False, False
@@ -478,23 +475,19 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
                 some, all_ = any_seen(work, job, rows, j0, keys)
                 plain = plain and all_
         if some:
-            store(zeros(row), work.part, W)
-            at_k = k + j0 * job.k_s
+            at_k, at_v, v_row = k + j0 * job.k_s, v + j0 * job.v_s, job.v_s
             put_word(work.ahead_bytes, job.D * size_of(full) if j0 + BLOCK >= end else 0)
-            whole = score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs, v + j0 * job.v_s)
-            moved = moved_if_far(row, W, work.top, work.kept, work.factor)
-            while moved != STAYS:
-                rescale(full, work, 0 if fresh else rows, job.Dv, work.o, work.l)
-                rescale(full, work, 0 if fresh_far else rows, job.Dv, work.o_far, work.l_far)
-                if moved == MOVED:
-                    rescale_block(full, work)
-                    break
+            moved, whole, poison = LOST, True, False
+            while moved == LOST:
                 store(zeros(row), work.part, W)
-                score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs, v + j0 * job.v_s)
+                whole = score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs, at_v)
                 moved = moved_if_far(row, W, work.top, work.kept, work.factor)
+                if moved != STAYS:
+                    rescale(full, work, 0 if fresh else rows, job.Dv, work.o, work.l)
+                    rescale(full, work, 0 if fresh_far else rows, job.Dv, work.o_far, work.l_far)
+            if moved == MOVED:
+                rescale_block(full, work)
             store(add(load(row, work.l, W), load(row, work.part, W)), work.l, W)
-            at_v, v_row = v + j0 * job.v_s, job.v_s
-            poison = False
             if not whole:
                 poison = is_poisoned(full, at_v, v_row, keys, job.Dv)
             if poison or again:
@@ -536,8 +529,10 @@ def item_of(job, task):
 
 @kernel
 def queries_after(job, work, b, h, row0, tiles, W):
-    """Where the queries of the next task begin, which are asked for in advance. Where heads share keys, sequences differ or
-    other threads take tasks, that is elsewhere: asking for the wrong lines costs little."""
+    """Where the queries of the next task begin, which are asked for in advance.
+
+    Where heads share keys, sequences differ or other threads take tasks, that is elsewhere; the wrong lines cost little.
+    """
     if row0 != 0:
         return word(work.q_at) - W * job.q_s
     b, h = b + (h + 1) // job.heads, (h + 1) % job.heads

@@ -133,6 +133,10 @@ class Lanes:
         """True where x >= y and where either is NaN."""
         return self.builder.fcmp_unordered(">=", self.value, self.like(y).value)
 
+    def broken(self):
+        """True where x is NaN or inf: there 0 x is NaN."""
+        return (self * 0.0).differs(0.0)
+
     def fma(self, y, z):
         """x y + z, rounded once where the target has such an instruction."""
         x, y, z = self.value, self.like(y).value, self.like(z).value

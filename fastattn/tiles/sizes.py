@@ -66,16 +66,15 @@ rest_of = derived(_rest)
 
 @dataclass(frozen=True)
 class Channels:
-    """How the channels of v are cut: `wide` vectors at a time, the last `last` vectors, of which the last holds `tail`."""
+    """How the channels of v are cut: `wide` vectors at a time, then the last `last` vectors."""
 
     wide: int
     last: int
-    tail: int
 
     @classmethod
     def of(cls, scalar: types.Type, Dv: int) -> Channels:
-        """Dv = 80 of 16 lanes: 5 vectors, 3 + 2; Dv = 72: 3 + 2 with a tail of 8."""
+        """Dv = 72 to 80 of 16 lanes: 5 vectors, 3 + 2."""
         vectors = max(1, -(-Dv // lanes(scalar)))
         passes = -(-vectors // VECS)
         wide = -(-vectors // passes)
-        return cls(wide, vectors - wide * (passes - 1), Dv - (vectors - 1) * lanes(scalar))
+        return cls(wide, vectors - wide * (passes - 1))
