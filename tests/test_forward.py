@@ -426,9 +426,10 @@ def test_scores_of_1e30_choose_one_key(dtype):
 
 
 @both
-def test_values_near_the_largest_number(dtype):
+@pytest.mark.parametrize("Sk", [200, 64 * 33])          # written from registers, and from three levels of sums
+def test_values_near_the_largest_number(Sk, dtype):
     largest = np.finfo(dtype).max
-    q, k, v = arrays(3, Sq=70, Sk=200, D=4, dtype=dtype)
+    q, k, v = arrays(3, Sq=70, Sk=Sk, D=4, dtype=dtype)
     v = np.sign(v) * largest
     for level in (0, 25, -25, 500):                     # a weight may be 2^30 before it is divided by their sum
         k[..., 0], q[..., 0] = level, 1

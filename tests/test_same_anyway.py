@@ -203,6 +203,16 @@ def test_a_nan_that_became_a_number_is_found():
 
 
 @both
+@pytest.mark.parametrize("mask", [None, causal, window(2, 1)], ids=str)
+def test_a_query_whose_keys_all_score_minus_infinity_has_seen_them(mask, dtype):
+    # 0 / 0: NaN, and not the zeros of a query that sees no key.
+    q, v = np.ones((20, 1), dtype), np.ones((20, 3), dtype)
+    o, lse = attention(q, np.full((20, 1), -np.inf, dtype), v, mask=mask, return_lse=True)
+    assert np.isnan(o).all()
+    npt.assert_array_equal(lse, -np.inf)
+
+
+@both
 @pytest.mark.parametrize("x", [np.inf, -np.inf])
 def test_infinities_are_arithmetic(x, dtype):
     rng = np.random.default_rng(0)
