@@ -61,6 +61,12 @@ def kernel(function: Callable) -> Callable:
     return _Dispatcher(function, targetoptions=OPTIONS)
 
 
+def inlined(function: Callable) -> Callable:
+    """A kernel that becomes part of its callers whatever LLVM thinks of it: a call of fifteen arguments takes 30 cycles or
+    more, which shows where what is called takes 400."""
+    return _Dispatcher(function, targetoptions={**OPTIONS, "forceinline": True})
+
+
 # ---- the cache -----------------------------------------------------------------------------------------------------
 def source_stamp() -> str:
     """A hash of every source file of the package and of the versions that decide what a compiler makes of it."""
@@ -252,8 +258,8 @@ class _Pipeline(compiler.CompilerBase):
         return [passes]
 
 
-def _compiler(function: Callable) -> _Compiler:
-    return _Compiler(function, _target, OPTIONS, {}, _Pipeline)
+def _compiler(function: Callable, options: dict = OPTIONS) -> _Compiler:
+    return _Compiler(function, _target, options, {}, _Pipeline)
 
 
 class _Dispatcher(dispatcher.Dispatcher):
@@ -261,7 +267,7 @@ class _Dispatcher(dispatcher.Dispatcher):
 
     def __init__(self, function: Callable, targetoptions: dict) -> None:
         super().__init__(function, targetoptions=targetoptions)
-        self._compiler = _compiler(function)
+        self._compiler = _compiler(function, targetoptions)
 
     def get_call_template(self, args: tuple, kws: dict) -> tuple:
         # Numba would make a function for each literal that it is called with, and for each guess of a type that it has

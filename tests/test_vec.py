@@ -17,6 +17,7 @@ from fastattn.simd.vec import (
     column_of,
     double_of,
     fetch,
+    fetch_to_write,
     fill,
     lane_of,
     lanes_of,
@@ -410,6 +411,7 @@ def test_scalars(dtype):
 
 def ladder(shape, words, first, step):
     fetch(shape, 0, 1 << 40)                    # no address is a fault
+    fetch_to_write(shape, 0, 1 << 40)
     put_ladder(words + 8, first, step)
     return 0
 

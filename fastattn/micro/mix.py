@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..jit import kernel
+from ..jit import inlined
 from ..simd.vec import (
     add,
     any_lane,
@@ -21,7 +21,7 @@ from ..simd.vec import (
 is_broken = any_lane(lambda x: x.broken())
 
 
-@kernel
+@inlined
 def mix(shape, p, W, v, v_row, keys, count, o, o_row, fresh, over, factor, table, channel):
     """o[i, c] += sum over j of p[j, i] v[j, c] for the tile's queries and channels; with `fresh`, = instead of +=.
 

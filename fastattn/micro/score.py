@@ -10,7 +10,7 @@ The weights are taken before the largest score is known, from a guess of it that
 
 from __future__ import annotations
 
-from ..jit import kernel
+from ..jit import inlined
 from ..machine import LINE
 from ..simd.math import exp2_less, tanh
 from ..simd.vec import INF, between, fetch, lanewise, load, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
@@ -19,7 +19,7 @@ from ..simd.vec import INF, between, fetch, lanewise, load, rank1, rowmax, rows_
 added = lanewise(lambda t, a: (t + a).where(a.differs(-INF), -INF))
 
 
-@kernel
+@inlined
 def score(shape, row, k, k_row, keys, qt, s, W, D, kept, top, part, cap, addend, lo, hi, first,
           v, v_row, v_bytes, q, q_row, q_bytes):
     """Score and weigh `keys` keys, a multiple of the tile's rows, for the tile's queries.

@@ -31,6 +31,7 @@ import math
 import numpy as np
 
 from ..jit import kernel
+from ..machine import LINE
 from ..micro.mix import is_broken, mix
 from ..micro.score import score
 from ..micro.softmax import LOST, MOVED, STAYS, inverse, moved_if_far
@@ -42,6 +43,7 @@ from ..simd.vec import (
     byte,
     column_of,
     double_of,
+    fetch_to_write,
     fill,
     lane_of,
     lanes_of,
@@ -72,7 +74,7 @@ from ..simd.vec import (
     zeros,
 )
 from ..tiles.rows import FAR, place_rows, seen_by_all, seen_by_any
-from ..tiles.sizes import BLOCK, GRAIN, GROUP, rest_of, score_1, score_2, score_3, score_4
+from ..tiles.sizes import BLOCK, GRAIN, GROUP, WIDEST, rest_of, score_1, score_2, score_3, score_4
 
 LN_2 = math.log(2)
 SHRINK = 2.0**-80
@@ -157,31 +159,38 @@ def place_addend(full, job, work, j0, j, n, v0, v1):
 
 # ---- score -------------------------------------------------------------------------------------------------------------
 @kernel
-def score_partly(full, job, work, cap, extra, k, k_row, j, v0, v1, v):
-    """The keys j .. j + GRAIN of a block for the vectors v0 to v1 of queries, each seen or not."""
-    x = v0 * lanes_of(full) * size_of(full)
-    addend, lo, hi = None, None, None
-    if extra is not None:
-        addend = work.addend + x
-    else:
-        lo, hi = work.lo + x, work.hi + x
-    if v1 - v0 == 1:
-        score_keys(full, score_1(full), job, work, cap, addend, lo, hi, k, k_row, j, GRAIN, x, v)
-    elif v1 - v0 == 2:
-        score_keys(full, score_2(full), job, work, cap, addend, lo, hi, k, k_row, j, GRAIN, x, v)
-    elif v1 - v0 == 3:
-        score_keys(full, score_3(full), job, work, cap, addend, lo, hi, k, k_row, j, GRAIN, x, v)
-    else:
-        score_keys(full, score_4(full), job, work, cap, addend, lo, hi, k, k_row, j, GRAIN, x, v)
+def score_vectors(full, job, work, cap, extra, partly, k, k_row, j, keys, v0, v1, v):
+    """The keys j .. j + keys of a block for the vectors v0 to v1 of queries; partly (or None): each is seen or not."""
+    v_bytes, q_bytes = job.Dv * size_of(full), word(work.ahead_bytes)
+    while v0 < v1:
+        vecs = v1 - v0
+        if vecs > WIDEST:
+            vecs = (vecs + 1) // 2
+        x = v0 * lanes_of(full) * size_of(full)
+        if vecs == 1:
+            score_keys(full, score_1(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
+        elif vecs == 2:
+            score_keys(full, score_2(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
+        elif vecs == 3:
+            score_keys(full, score_3(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
+        else:
+            score_keys(full, score_4(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
+        v0 += vecs
+        v_bytes, q_bytes = 0, 0             # what has been fetched once
 
 
 @kernel
-def score_keys(full, shape, job, work, cap, addend, lo, hi, k, k_row, j, keys, x, v):
+def score_keys(full, shape, job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes):
     """The keys j .. j + keys of a block for the vectors of the shape, from byte x of a row on."""
     W = vecs_of(full) * lanes_of(full) * size_of(full)
+    addend, lo, hi = None, None, None
+    if partly is not None:
+        if extra is not None:
+            addend = work.addend + x
+        else:
+            lo, hi = work.lo + x, work.hi + x
     score(shape, row_of(shape), k, k_row, keys, work.qt + x, work.s + j * W + x, W, job.D, work.kept + x, work.top + x,
-          work.part + x, cap, addend, lo, hi, j, v, job.v_s, job.Dv * size_of(full),
-          word(work.ahead) + j * job.q_s, job.q_s, word(work.ahead_bytes))
+          work.part + x, cap, addend, lo, hi, j, v, job.v_s, v_bytes, word(work.ahead) + j * job.q_s, job.q_s, q_bytes)
 
 
 @kernel
@@ -195,11 +204,12 @@ def copy_rows(full, source, source_row, rows, count, target, target_row, heal, f
 
 
 @kernel
-def clear(full, s, W, v0, v1):
-    """No weights for GRAIN keys and the vectors v0 to v1 of queries."""
+def clear(full, s, keys, v0, v1):
+    """No weights for so many keys and the vectors v0 to v1 of queries."""
+    V = lanes_of(full) * size_of(full)
     for v in range(v0, v1):
-        for r in range(GRAIN):
-            store(zeros(lane_of(full)), s + r * W + v * lanes_of(full) * size_of(full), 0)
+        for r in range(keys):
+            store(zeros(lane_of(full)), s + (r * vecs_of(full) + v) * V, 0)
 
 
 @kernel
@@ -210,12 +220,13 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
     j, whole, edges = 0, True, False
     while j < keys:
         a, n = j0 + j, min(GRAIN, keys - j)
-        if plain and n == GRAIN and a >= all_first and a + GRAIN <= all_last and vecs == vecs_of(full):
+        if plain and n == GRAIN and a >= all_first and a + GRAIN <= all_last:
             run = GRAIN
             while j + run + GRAIN <= keys and a + run + GRAIN <= all_last:
                 run += GRAIN
-            score_keys(full, full, job, work, cap, None, None, None, k + j * job.k_s, job.k_s, j, run, 0, v + j * job.v_s)
-            store(zeros(row_of(full)), work.sees, W)
+            score_vectors(full, job, work, cap, extra, None, k + j * job.k_s, job.k_s, j, run, 0, vecs, v + j * job.v_s)
+            for x in range(0, vecs * V, V):
+                store(zeros(lane_of(full)), work.sees + x, 0)
             j += run
             continue
         whole = False
@@ -227,8 +238,8 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
             v0 += 1
         while v0 < v1 and not (word(work.vec_first + 8 * v1 - 8) < a + n and a < word(work.vec_last + 8 * v1 - 8)):
             v1 -= 1
-        clear(full, work.s + j * W, W, 0, v0)
-        clear(full, work.s + j * W, W, max(v0, v1), vecs)
+        clear(full, work.s + j * W, GRAIN, 0, v0)
+        clear(full, work.s + j * W, GRAIN, max(v0, v1), vecs)
         if v0 < v1:
             if extra is not None:
                 place_addend(full, job, work, j0, j, n, v0, v1)
@@ -237,7 +248,7 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
                 k_row = -(-job.D // lanes_of(full)) * V
                 copy_rows(full, at_k, job.k_s, n, job.D, work.tail, k_row, False, 1.0)
                 at_k = work.tail
-            score_partly(full, job, work, cap, extra, at_k, k_row, j, v0, v1, v + j * job.v_s)
+            score_vectors(full, job, work, cap, extra, j, at_k, k_row, j, GRAIN, v0, v1, v + j * job.v_s)
         j += GRAIN
     return whole
 
@@ -330,7 +341,7 @@ def mix_poison(full, job, work, extra, rows, v, j0, keys):
 @kernel
 def start(full, job, work, h, row0, rows, Sq):
     """The state before the first key. A sink is a starting state: top = its score, l = its weight, o = 0."""
-    row = row_of(full)
+    row = full
     W = vecs_of(full) * lanes_of(full) * size_of(full)
     store(zeros(row), work.kept, W)
     store(fill(row, -INF), work.top, W)
@@ -348,7 +359,7 @@ def start(full, job, work, h, row0, rows, Sq):
 @kernel
 def rescale(full, work, rows, count, o, l):
     """o and l times the factors."""
-    row = row_of(full)
+    row = full
     W = vecs_of(full) * lanes_of(full) * size_of(full)
     store(multiply(load(row, l, W), load(row, work.factor, W)), l, W)
     for r in range(rows):
@@ -360,7 +371,7 @@ def rescale(full, work, rows, count, o, l):
 @kernel
 def rescale_block(full, work):
     """The weights of the block, and their sum, times the factors."""
-    row = row_of(full)
+    row = full
     W = vecs_of(full) * lanes_of(full) * size_of(full)
     factor = load(row, work.factor, W)
     store(multiply(load(row, work.part, W), factor), work.part, W)
@@ -371,7 +382,7 @@ def rescale_block(full, work):
 @kernel
 def put_by(full, work, rows, count, fresh):
     """Add o and l to the third level of sums; fresh: they are the first."""
-    row, lane = row_of(full), lane_of(full)
+    row, lane = full, lane_of(full)
     W = vecs_of(full) * lanes_of(full) * size_of(full)
     store(add(load(row, work.l_far, W), load(row, work.l, W)), work.l_far, W)
     store(zeros(row), work.l, W)
@@ -415,7 +426,7 @@ def write_row(full, wide, last, tail, job, work, r, empty, far, again):
 @kernel
 def close(full, work):
     """l in full, and 1 / l in `part`."""
-    row = row_of(full)
+    row = full
     W = vecs_of(full) * lanes_of(full) * size_of(full)
     l = add(load(row, work.l, W), load(row, work.l_far, W))
     store(l, work.l, W)
@@ -441,6 +452,14 @@ def write_lse(full, job, work, rows):
 
 
 @kernel
+def fetch_result(full, job, work, rows):
+    """Ask for the lines that the result will be written to. They are at hand nowhere: 3 to 10 % where heads are short."""
+    for r in range(rows):
+        for c in range(0, job.Dv * size_of(full), LINE):
+            fetch_to_write(lane_of(full), word(work.o_at + 8 * r) + c, 0)
+
+
+@kernel
 def any_seen(work, job, rows, j0, keys):
     """Whether the mask shows any of these keys to any row, and whether it shows all of them to all."""
     some, all_ = False, True
@@ -459,7 +478,7 @@ def any_seen(work, job, rows, j0, keys):
 @kernel
 def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v, Sq, Sk, hull, common, again):
     """All keys of a tile of queries; True if a row came out NaN or inf. `again`: what came out so, once more, v shrunk."""
-    row = row_of(full)
+    row = full
     W = vecs_of(full) * lanes_of(full) * size_of(full)
     start(full, job, work, h, row0, rows, Sq)
     (first, end), (all_first, all_last) = hull, common
@@ -476,7 +495,10 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
                 plain = plain and all_
         if some:
             at_k, at_v, v_row = k + j0 * job.k_s, v + j0 * job.v_s, job.v_s
-            put_word(work.ahead_bytes, job.D * size_of(full) if j0 + BLOCK >= end else 0)
+            put_word(work.ahead_bytes, 0)
+            if j0 + BLOCK >= end:
+                put_word(work.ahead_bytes, job.D * size_of(full))
+                fetch_result(full, job, work, rows)
             moved, whole, poison = LOST, True, False
             while moved == LOST:
                 store(zeros(row), work.part, W)
@@ -570,10 +592,13 @@ def tile(full, wide, last, tail, cap, extra, job, work, factor, task):
     put_word(work.ahead, queries_after(job, work, b, h, row0, tiles, W))
     k = job.k + item * job.k_b + h * job.k_h + k0 * job.k_s
     v = job.v + item * job.v_b + h * job.v_h + k0 * job.v_s
-    for turn in range(2):
-        if not over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v, Sq, Sk, (first, end), common,
-                         turn == 1):
+    again = False
+    while over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v, Sq, Sk, (first, end), common, again):
+        if again:
+            # The mix of a tile with fewer rows looks at what lies beside them, which must be finite.
+            clear(full, work.s, BLOCK, 0, vecs_of(full))
             break
+        again = True
 
 
 def forward(job, work, budget, full, wide, last, tail, cap, extra):

@@ -20,7 +20,7 @@ from ..jit import native
 from ..simd.vec import lanes
 from ..tiles import pool
 from ..tiles.job import JOB, WORK, address, scratch
-from ..tiles.sizes import Channels, mix_shape, queries, score_shape
+from ..tiles.sizes import Channels, mix_shape, queries, queries_shape
 from .forward import forward
 
 SCALARS: dict[np.dtype, Any] = {np.dtype(np.float32): types.float32, np.dtype(np.float64): types.float64}
@@ -46,7 +46,7 @@ def compile_forward(scalar: types.Type, Dv: int, capped: bool, extra: bool) -> i
     wide = mix_shape(scalar, channels.wide) if Dv > channels.last * lanes(scalar) else types.none
     tail = types.int64 if Dv % lanes(scalar) or not Dv else types.none      # Dv = 0: a vector of which nothing is touched
     there = [types.int64 if given else types.none for given in (capped, extra)]
-    return native(forward, (JOB, WORK, types.int64, score_shape(scalar), wide, mix_shape(scalar, channels.last), tail,
+    return native(forward, (JOB, WORK, types.int64, queries_shape(scalar), wide, mix_shape(scalar, channels.last), tail,
                             *there))
 
 

@@ -16,7 +16,7 @@ Addresses and row distances are int64 and in bytes. Loads and stores ask for no 
     memory     load(shape, at, row)  store(t, at, row)  load_part, store_part: of each row's last vector only `count` elements
                load_table(shape, table, offset, count)  store_table(t, table, offset, count): row r at table[r] + offset
                load_mask_table: from bytes, 0 where seen, -inf where not  load_offsets: int64 less a number, as numbers
-               fetch(shape, at, row): a cache line of each row, which need not be readable
+               fetch(shape, at, row), fetch_to_write: a cache line of each row, which need not be readable
     products   rank1(t, column, column_row, row)  rank1_part: as load_part  scale_rows(t, column, column_row)  scaled(t, x)
     lanewise   add  subtract  multiply  maximum     lanewise(f) makes more; across(f): every row of t with one row
     rows       rowsum(row, t)  rowmax(row, t): fold t's rows into a row; down(f) makes more
@@ -394,19 +394,25 @@ def load_offsets(typingctx, shape, table, minus, least, most):
     return tile(shape, *[types.int64] * 4), codegen
 
 
-@intrinsic
-def fetch(typingctx, shape, address, row_bytes):
-    """Ask for a cache line of each of the shape's rows; they need not be such that can be read."""
-    def codegen(context, builder, signature, args):
-        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        read, nearest, data = I32(0), I32(3), I32(1)
-        for r in range(shape.rows):
-            at = builder.add(args[1], builder.mul(args[2], I64(r)))
-            builder.call(function, [_pointer(builder, at, I8), read, nearest, data])
-        return context.get_dummy_value()
+def _fetch(write: int) -> Callable:
+    @intrinsic
+    def ask(typingctx, shape, address, row_bytes):
+        def codegen(context, builder, signature, args):
+            kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            nearest, data = I32(3), I32(1)
+            for r in range(shape.rows):
+                at = builder.add(args[1], builder.mul(args[2], I64(r)))
+                builder.call(function, [_pointer(builder, at, I8), I32(write), nearest, data])
+            return context.get_dummy_value()
 
-    return types.void(shape, types.int64, types.int64), codegen
+        return types.void(shape, types.int64, types.int64), codegen
+
+    return ask
+
+
+# Ask for a cache line of each of the shape's rows, to read or to write; they need not be such that can be read or written.
+fetch, fetch_to_write = _fetch(0), _fetch(1)
 
 
 # ---- products ----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Tile sizes, from the target's lanes and registers.
 
                                      32 registers          16 registers
-    queries a tile      W            4 vectors             2 vectors         AVX-512 f32: 64, AVX2 f32: 16
+    queries a tile      W            4 vectors             6 vectors         AVX-512 f32: 64, AVX2 f32: 48
     keys a block        BLOCK        64                    64
-    score tile          rows x vecs  4x4 4x3 8x2 16x1      4x2 8x1           sums + 1 broadcast + vecs of queries
-    mix tile            rows x vecs  6x4 8x3 8x2 16x1      4x2 8x1           sums + 1 broadcast + vecs of channels
+    score tile          rows x vecs  4x4 4x3 8x2 16x1      4x3 4x2 8x1       sums + 1 broadcast + vecs of queries
+    mix tile            rows x vecs  6x4 8x3 8x2 16x1      6x2 12x1          sums + 1 broadcast + vecs of channels
 
 Why these. An FMA takes 4 cycles and one or two start in each, so a tile needs at least 8 sums in flight; a rank-1 update of
 R x V sums loads R + V operands for R V FMAs, and two loads start in a cycle, so R V >= R + V leaves the FMA units busy.
@@ -30,10 +30,11 @@ BLOCK = 64                      # keys scored before they are mixed
 GRAIN = 16                      # keys that share one decision: empty, full or partial
 GROUP = 32                      # blocks summed before they are added to the third level
 
+VECS = 4 if TARGET.registers == 32 else 6
 # vectors of queries or channels -> rows
-_SCORE = {4: 4, 3: 4, 2: 8, 1: 16} if TARGET.registers == 32 else {2: 4, 1: 8}
-_MIX = {4: 6, 3: 8, 2: 8, 1: 16} if TARGET.registers == 32 else {2: 4, 1: 8}
-VECS = max(_SCORE)
+_SCORE = {4: 4, 3: 4, 2: 8, 1: 16} if TARGET.registers == 32 else {3: 4, 2: 4, 1: 8}
+_MIX = {4: 6, 3: 8, 2: 8, 1: 16} if TARGET.registers == 32 else {2: 6, 1: 12}
+WIDEST = max(_SCORE)            # vectors of queries that are scored at once
 
 
 def queries(scalar: types.Type) -> int:
@@ -41,7 +42,12 @@ def queries(scalar: types.Type) -> int:
     return VECS * lanes(scalar)
 
 
-def score_shape(scalar: types.Type, vecs: int = VECS) -> Shape:
+def queries_shape(scalar: types.Type) -> Shape:
+    """A number for each query of a tile."""
+    return Shape(scalar, 1, VECS)
+
+
+def score_shape(scalar: types.Type, vecs: int) -> Shape:
     """The score tile for so many vectors of queries: keys x queries."""
     return Shape(scalar, _SCORE[vecs], vecs)
 
@@ -56,7 +62,7 @@ def _rest(shape: Shape) -> Shape:
 
 
 def _narrow(vecs: int) -> Callable:
-    return derived(lambda shape: score_shape(shape.scalar, min(vecs, VECS)))
+    return derived(lambda shape: score_shape(shape.scalar, min(vecs, WIDEST)))
 
 
 # For kernels: the score tiles for 1, 2 ... vectors; the mix tile for the queries that whole ones leave over, W % rows.
@@ -75,6 +81,6 @@ class Channels:
     def of(cls, scalar: types.Type, Dv: int) -> Channels:
         """Dv = 72 to 80 of 16 lanes: 5 vectors, 3 + 2."""
         vectors = max(1, -(-Dv // lanes(scalar)))
-        passes = -(-vectors // VECS)
+        passes = -(-vectors // max(_MIX))
         wide = -(-vectors // passes)
         return cls(wide, vectors - wide * (passes - 1))
