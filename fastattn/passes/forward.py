@@ -3,9 +3,8 @@
     for each task (item, kv head, tile of W queries), heaviest first within a head:
         qᵀ packed, scaled by scale log2 e
         for each block of 64 keys, counted from key 0, that any of the queries sees:
-            score and weigh it, 16 keys (where all is seen, all such at once) and one to all vectors of queries at a time:
-                                                     all queries see all 16,
-                                                     and the tile is full     no mask code
+            score and weigh it, 16 keys (more where all is seen) and one to all vectors of queries at a time:
+                                                     all queries see all 16   no mask code
                                                      some do                  runs: keys are compared with their ends
                                                                               extra: ALiBi + bias, -inf where hidden, is
                                                                               laid out first and added
@@ -74,7 +73,7 @@ from ..simd.vec import (
     zeros,
 )
 from ..tiles.rows import FAR, place_rows, seen_by_all, seen_by_any
-from ..tiles.sizes import BLOCK, GRAIN, GROUP, WIDEST, rest_of, score_1, score_2, score_3, score_4
+from ..tiles.sizes import BLOCK, GRAIN, GROUP, RUN, WIDEST, rest_of, score_1, score_2, score_3, score_4
 
 LN_2 = math.log(2)
 SHRINK = 2.0**-80
@@ -214,7 +213,7 @@ def clear(full, s, keys, v0, v1):
 
 @kernel
 def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_last, vecs, v):
-    """Weigh a block. True if all of it went without mask code: a tile of W queries that all see every key."""
+    """Weigh a block. True if all of it went without mask code: every query sees every key."""
     V = lanes_of(full) * size_of(full)
     W = vecs_of(full) * V
     j, whole, edges = 0, True, False
@@ -222,7 +221,7 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
         a, n = j0 + j, min(GRAIN, keys - j)
         if plain and n == GRAIN and a >= all_first and a + GRAIN <= all_last:
             run = GRAIN
-            while j + run + GRAIN <= keys and a + run + GRAIN <= all_last:
+            while run < RUN and j + run + GRAIN <= keys and a + run + GRAIN <= all_last:
                 run += GRAIN
             score_vectors(full, job, work, cap, extra, None, k + j * job.k_s, job.k_s, j, run, 0, vecs, v + j * job.v_s)
             for x in range(0, vecs * V, V):
@@ -255,27 +254,30 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
 
 # ---- mix ---------------------------------------------------------------------------------------------------------------
 @kernel
-def mix_rows(shape, work, W, v, v_row, count, channel, j0, keys, whole, fresh, over, i):
-    """One tile of the mix: rows i and on, over the keys of the block that any of them sees."""
-    j, end = 0, keys
+def mix_rows(shape, work, W, v, v_row, count, channel, end, j0, keys, whole, fresh, over, i):
+    """Tiles of the mix: rows i and on, channels (in bytes) up to `end`, over the keys of the block that any row sees."""
+    first, last, broken = 0, keys, False
     if not whole:
-        first, last = seen_by_any(work, i, i + rows_of(shape))
-        j, end = max(0, first - j0), min(keys, last - j0)
-    return mix(shape, work.s + j * W + i * size_of(shape), W, v + j * v_row, v_row, end - j, count,
-               work.o + i * work.o_row + channel, work.o_row, fresh, over, work.part + i * size_of(shape),
-               work.o_at + 8 * i, channel)
+        lo, hi = seen_by_any(work, i, i + rows_of(shape))
+        first, last = max(0, lo - j0), min(keys, hi - j0)
+    while channel < end:
+        broken = mix(shape, work.s + first * W + i * size_of(shape), W, v + first * v_row + channel, v_row, last - first, count,
+                     work.o + i * work.o_row + channel, work.o_row, fresh, over, work.part + i * size_of(shape),
+                     work.o_at + 8 * i, channel) or broken
+        channel += vecs_of(shape) * lanes_of(shape) * size_of(shape)
+    return broken
 
 
 @kernel
-def mix_channels(shape, full, work, rows, v, v_row, count, channel, j0, keys, whole, fresh, over):
-    """The block into one stretch of channels of every row."""
+def mix_channels(shape, full, work, rows, v, v_row, count, channel, end, j0, keys, whole, fresh, over):
+    """The block into the channels (in bytes) up to `end` of every row."""
     queries = vecs_of(full) * lanes_of(full)
     W, i, broken = queries * size_of(full), 0, False
     while i < rows and i + rows_of(shape) <= queries:
-        broken = mix_rows(shape, work, W, v, v_row, count, channel, j0, keys, whole, fresh, over, i) or broken
+        broken = mix_rows(shape, work, W, v, v_row, count, channel, end, j0, keys, whole, fresh, over, i) or broken
         i += rows_of(shape)
     while i < rows:
-        broken = mix_rows(rest_of(shape), work, W, v, v_row, count, channel, j0, keys, whole, fresh, over, i) or broken
+        broken = mix_rows(rest_of(shape), work, W, v, v_row, count, channel, end, j0, keys, whole, fresh, over, i) or broken
         i += rows_of(rest_of(shape))
     return broken
 
@@ -286,14 +288,12 @@ def mix_block(full, wide, last, tail, job, work, rows, v, v_row, j0, keys, whole
 
     over: it is the last block, and o / l is written where it belongs. True then if that may have a NaN or an inf in it.
     """
-    channel, broken = 0, False
+    channel, end, broken = 0, max(1, job.Dv * size_of(full)), False
     if wide is not None:
-        step, end = vecs_of(wide) * lanes_of(full) * size_of(full), job.Dv * size_of(full)
-        while channel + step < end:
-            broken = mix_channels(wide, full, work, rows, v + channel, v_row, None, channel, j0, keys, whole, fresh,
-                                  over) or broken
-            channel += step
-    return mix_channels(last, full, work, rows, v + channel, v_row, tail, channel, j0, keys, whole, fresh, over) or broken
+        step = vecs_of(wide) * lanes_of(full) * size_of(full)
+        channel = (end - 1) // step * step
+        broken = mix_channels(wide, full, work, rows, v, v_row, None, 0, channel, j0, keys, whole, fresh, over)
+    return mix_channels(last, full, work, rows, v, v_row, tail, channel, end, j0, keys, whole, fresh, over) or broken
 
 
 @kernel

@@ -575,26 +575,43 @@ def scaled(typingctx, tile, x):
     return tile(tile, tile.scalar), codegen
 
 
+def _interleave(n: int, part: int, step: int, half: int) -> list[int]:
+    """Within every `part` lanes of x and y, `step` of x and `step` of y in turn, from the low (0) or the high (1) half."""
+    places = [c for c in range(half * part // 2, (half + 1) * part // 2)]
+    runs = [places[i:i + step] for i in range(0, len(places), step)]
+    inside = [c for run in runs for c in (*run, *(n + c for c in run))]
+    return [first + c for first in range(0, n, part) for c in inside]
+
+
+def _swap(n: int, step: int, half: int) -> list[int]:
+    """The blocks off the diagonal of x and y, `step` lanes wide, swapped: what x (0) or y (1) is then."""
+    keep, give = (lambda c: c, lambda c: n + (c ^ step)) if not half else (lambda c: n + c, lambda c: c ^ step)
+    return [keep(c) if bool(c & step) == bool(half) else give(c) for c in range(n)]
+
+
 @intrinsic
 def transpose(typingctx, tile):
-    """A tile of as many rows as lanes, one vector each, transposed.
+    """A tile of as many rows as lanes, one vector each, transposed: one shuffle for a row and round, log2(rows) rounds.
 
-    Round s swaps the blocks off the diagonal of every 2s x 2s block: s = 1, 2, 4 ..., one shuffle for a row and round.
+    Within 128 bits rows r and r + s are interleaved, s = 1, 2 ...: what instructions without an index register can do.
+    That leaves the rows in bit-reversed order. Then blocks are swapped: rows r and r + s give their halves of 2 s lanes.
     """
     def codegen(context, builder, signature, args):
-        n = tile.lanes
+        n, part = tile.lanes, 16 // size(tile.scalar)
         rows = [x.value for x in _unpack(builder, tile, args[0])]
-        index = ir.VectorType(I32, n)
         step = 1
         while step < n:
-            low = ir.Constant(index, [c if not c & step else n + (c ^ step) for c in range(n)])
-            high = ir.Constant(index, [c ^ step if not c & step else n + c for c in range(n)])
+            order = functools.partial(_interleave, n, part, step) if step < part else functools.partial(_swap, n, step)
+            low, high = (ir.Constant(ir.VectorType(I32, n), order(half)) for half in (0, 1))
             for r in range(n):
                 if not r & step:
                     x, y = rows[r], rows[r + step]
-                    rows[r] = builder.shuffle_vector(x, y, low)
-                    rows[r + step] = builder.shuffle_vector(x, y, high)
+                    rows[r], rows[r + step] = builder.shuffle_vector(x, y, low), builder.shuffle_vector(x, y, high)
             step *= 2
+            if step == part:
+                bits = part.bit_length() - 1
+                backwards = [sum((r >> i & 1) << (bits - 1 - i) for i in range(bits)) for r in range(part)]
+                rows = [rows[r // part * part + backwards[r % part]] for r in range(n)]
         return _pack(builder, tile, [Lanes(builder, x) for x in rows])
 
     return tile(tile), codegen

@@ -35,6 +35,9 @@ VECS = 4 if TARGET.registers == 32 else 6
 _SCORE = {4: 4, 3: 4, 2: 8, 1: 16} if TARGET.registers == 32 else {3: 4, 2: 4, 1: 8}
 _MIX = {4: 6, 3: 8, 2: 8, 1: 16} if TARGET.registers == 32 else {2: 6, 1: 12}
 WIDEST = max(_SCORE)            # vectors of queries that are scored at once
+# Keys without mask code that are scored in one go; where the next vectors of queries come to the same keys, these should
+# still be in L1: 16 KB with 128 channels.
+RUN = BLOCK if WIDEST == VECS else 2 * GRAIN
 
 
 def queries(scalar: types.Type) -> int:
