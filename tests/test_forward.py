@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fastattn
 import reference
 from fastattn import attention, causal, window
-from tests.bounds import exact, naive, ratio, sharp, units
+from tests.bounds import exact, naive, ratio, sharp, units, usual_units
 from tests.problems import (
     DTYPES,
     F32,
@@ -139,6 +139,34 @@ def test_at_most_twice_the_error_of_plain_numpy(shape, size, dtype):
         p = Problem(q, k, v, options)
         wanted = exact(q, k, v, **p.formula)
         assert units(attention(q, k, v, **options), wanted) <= 2 * units(naive(q, k, v, **p.formula), wanted) + 4
+
+
+def against_numpy(seed, count):
+    """The largest of the usual errors of random problems as a share of twice NumPy's and 2 u."""
+    rng, worst = np.random.default_rng(seed), 0.0
+    while count:
+        p = problem(rng, dtype=F32, most=150, plain=True)
+        if p.q[..., :1].size < 500 or not p.k.size:
+            continue
+        # What is added to scores, and a sink that outweighs all keys, make errors of any size; the bound is for those.
+        p.options = {name: x for name, x in p.options.items() if name in ("mask", "softcap", "scale")}
+        p.q *= rng.choice(np.array([0.05, 1, 4], F32))
+        wanted = exact(p.q, p.k, p.v, **p.formula)
+        ours, numpys = (usual_units(o, wanted) for o in (p.run()[0], naive(p.q, p.k, p.v, **p.formula)))
+        found = ours / (2 * numpys + 2)
+        assert found <= 1, f"{ours:.3g} u, NumPy {numpys:.3g} u: q {p.q.shape}, k {p.k.shape}, v {p.v.shape}, {p.options}"
+        worst, count = max(worst, found), count - 1
+    return worst
+
+
+def test_random_problems_err_as_plain_numpy_does(record_property):
+    record_property("worst share of twice NumPy's error and 2 u", against_numpy(0, 200))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_random_problems_err_as_plain_numpy_does_at_length(seed, record_property):
+    record_property("worst share of twice NumPy's error and 2 u", against_numpy(seed, 2000))
 
 
 def long(size):
