@@ -454,6 +454,21 @@ def test_scores_of_1e30_choose_one_key(dtype):
 
 
 @both
+def test_a_score_that_overflows_is_nan_or_weighs_nothing(dtype):
+    # +inf and -inf in place of numbers that do not fit: NaN in the row, and never a number that looks right.
+    q, k, v = (abs(x) + 1 for x in arrays(3, Sq=70, Sk=200, D=4, dtype=dtype))
+    k[:, :, 90] = np.finfo(dtype).max / 256
+    assert np.isfinite(attention(q, k, v)).all()
+    q[:, :, ::2] *= 1024
+    o, lse = attention(q, k, v, return_lse=True)
+    assert np.isnan(o[:, :, ::2]).all()
+    assert np.isnan(lse[:, :, ::2]).all()
+    assert np.isfinite(o[:, :, 1::2]).all()
+    k[:, :, 90] *= -1
+    npt.assert_array_equal(attention(q, k, v), attention(q, k, v, mask=np.arange(200) != 90))
+
+
+@both
 @pytest.mark.parametrize("Sk", [200, 64 * 33])          # written from registers, and from three levels of sums
 def test_values_near_the_largest_number(Sk, dtype):
     largest = np.finfo(dtype).max
