@@ -396,7 +396,12 @@ def test_unaligned_and_foreign_bytes_are_copied():
     unaligned = np.ndarray(q.shape, q.dtype, raw)
     assert not unaligned.flags.aligned
     npt.assert_array_equal(attention(unaligned, k, v), attention(q, k, v))
+    out = np.ndarray((1, 1, 5, 3), q.dtype, bytearray(64), 1)
+    assert attention(q, k, v, out=out) is out
+    npt.assert_array_equal(out, attention(q, k, v))
     npt.assert_array_equal(attention(q.astype(">f4"), k.astype(">f4"), v), attention(q, k, v))
+    bias = numbers(np.random.default_rng(0), (5, 7), F32)
+    npt.assert_array_equal(attention(q, k, v, bias=bias.astype(">f4")), attention(q, k, v, bias=bias))
 
 
 # ---- large, small and shifted numbers --------------------------------------------------------------------------------------
