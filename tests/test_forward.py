@@ -378,14 +378,15 @@ def test_one_key_head_for_all_without_a_copy():
 
 
 @both
-def test_the_last_axis_may_have_gaps(dtype):
-    q, k, v = arrays(1, Sq=20, Sk=30, dtype=dtype)
+@pytest.mark.parametrize("Dv", [1, 2, 3])
+def test_the_last_axis_may_have_gaps(Dv, dtype):
+    q, k, v = arrays(1, Sq=20, Sk=30, D=Dv, Dv=Dv, dtype=dtype)
     bias = numbers(np.random.default_rng(0), (20, 60), dtype)[:, ::2]
     wide = [np.repeat(x, 2, axis=3)[..., ::2] for x in (q, k, v)]
     npt.assert_array_equal(attention(*wide, bias=bias), attention(q, k, v, bias=bias.copy()))
     turned = [x[..., ::-1].copy()[..., ::-1] for x in (q, k, v)]
     npt.assert_array_equal(attention(*turned), attention(q, k, v))
-    out = np.empty((1, 1, 20, 6), dtype)[..., ::2]
+    out = np.empty((1, 1, 20, 2 * Dv), dtype)[..., ::2]
     assert attention(q, k, v, out=out) is out
     npt.assert_array_equal(out, attention(q, k, v))
 
