@@ -369,6 +369,14 @@ def test_out_may_be_part_of_something_larger():
     assert np.isnan(whole[:, :, ::2]).all()
 
 
+def test_out_may_have_an_axis_of_one_whose_stride_means_nothing():
+    q, k, v = arrays(1, Sq=20, Sk=30)
+    out = np.empty((20, 3), np.float32)
+    view = np.lib.stride_tricks.as_strided(out, (1, 1, 20, 3), (0, 4, 12, 4))
+    assert attention(q, k, v, out=view) is view
+    npt.assert_array_equal(out, attention(q, k, v)[0, 0])
+
+
 def test_one_key_head_for_all_without_a_copy():
     # Strides of 0: every item and head is the same memory.
     q, k, v = arrays(1, 3, 4, 1, 5, 30)
