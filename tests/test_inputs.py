@@ -45,6 +45,25 @@ def test_read_only_inputs_will_do():
     npt.assert_array_equal(attention(x, x, x, mask=causal), wanted)
 
 
+class Subclass(np.ndarray):
+    """Indexed and summed in its own way, which is none of our business."""
+
+    def __getitem__(self, index):
+        raise AssertionError
+
+    __array_wrap__ = __array_ufunc__ = __getitem__
+
+
+def test_a_subclass_is_the_array_that_it_holds():
+    x, heads = numbers(rng, (3, 30, 8), F32), np.array([0.5, 1, 2])
+    mask, bias = rng.random((30, 30)) < 0.5, numbers(rng, (30, 30), F32)
+    given = [y.view(Subclass) for y in (x, x, x, mask, bias, heads)]
+    found, wanted = (attention(q, k, v, mask=causal & m, bias=b, sink=s, alibi=s)
+                     for q, k, v, m, b, s in (given, (x, x, x, mask, bias, heads)))
+    assert type(found) is np.ndarray
+    npt.assert_array_equal(found, wanted)
+
+
 # ---- out may be any memory -----------------------------------------------------------------------------------------------
 class Wrapped:
     """What becomes an array over the same memory when asked to, as a torch tensor does."""
