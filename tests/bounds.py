@@ -29,7 +29,8 @@ with v 2^80 times smaller, so there tiny is 2^80 times larger.
 The bound is for finite inputs whose scores do not overflow. It finds wrong code, not poor summation: one float32 chain of
 65,536 sums keeps within it. That is what `units` is for: the largest error of a whole array, to be compared with that of
 `naive`, the plain formula at q's precision: at most twice that and 4 u. Over an array of thousands of numbers, as the
-largest of a few is a matter of luck: NumPy gives the mean of two numbers without any error.
+largest of a few is a matter of luck: NumPy gives the mean of two numbers without any error. `usual_units` is the same for
+random problems, where luck would be a matter of how many there are.
 
 After Blanchard, D. Higham, N. Higham, Accurately computing the log-sum-exp and softmax functions, IMA J. Numer. Anal. 41
 (2021), and Dao, FlashAttention-2, arXiv:2307.08691, for the second criterion.
@@ -73,7 +74,9 @@ def _terms(q, k, dtype, seen, bias, alibi, softcap, sink, scale):
         s = dtype(softcap) * np.tanh(s / dtype(softcap))
         size += 9 * np.abs(s)
     if alibi is not None:
-        a = -np.asarray(alibi, dtype)[:, None, None] * np.abs(np.arange(Sq)[:, None] + Sk - Sq - np.arange(Sk))
+        # Distances as dtype: a float32 times an int64 is a float64.
+        distance = np.abs(np.arange(Sq)[:, None] + Sk - Sq - np.arange(Sk)).astype(dtype)
+        a = -np.asarray(alibi, dtype)[:, None, None] * distance
         s, size = s + a, size + 7 * np.abs(a)
     if bias is not None:
         b = np.asarray(bias, dtype)
@@ -166,3 +169,9 @@ def _ratio(x, want, bound):
 def units(o, wanted):
     """The largest error of o in units of u sum p |v|."""
     return float(np.max(np.abs(o - wanted.o) / wanted.unit))
+
+
+def usual_units(o, wanted):
+    """The root mean square of the errors in the same units, of rows that see a key."""
+    some = wanted.unit > 0
+    return float(np.sqrt(np.mean(((o - wanted.o)[some] / wanted.unit[some]) ** 2))) if some.any() else 0.0

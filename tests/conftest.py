@@ -32,3 +32,10 @@ def call(cache):
 def run(cache):
     """`processes.run` with that cache."""
     return functools.partial(processes.run, cache=cache)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests have measured, such as the worst error of all problems: a number to look at, not to pass or fail."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid}: {name} {value if isinstance(value, dict) else f'{value:.3g}'}")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fastattn
 import reference
 from fastattn import attention, causal, window
-from tests.bounds import exact, naive, ratio, sharp, units
+from tests.bounds import exact, naive, ratio, sharp, units, usual_units
 from tests.problems import (
     DTYPES,
     F32,
@@ -139,6 +139,34 @@ def test_at_most_twice_the_error_of_plain_numpy(shape, size, dtype):
         p = Problem(q, k, v, options)
         wanted = exact(q, k, v, **p.formula)
         assert units(attention(q, k, v, **options), wanted) <= 2 * units(naive(q, k, v, **p.formula), wanted) + 4
+
+
+def against_numpy(seed, count):
+    """The largest of the usual errors of random problems as a share of twice NumPy's and 2 u."""
+    rng, worst = np.random.default_rng(seed), 0.0
+    while count:
+        p = problem(rng, dtype=F32, most=150, plain=True)
+        if p.q[..., :1].size < 500 or not p.k.size:
+            continue
+        # What is added to scores, and a sink that outweighs all keys, make errors of any size; the bound is for those.
+        p.options = {name: x for name, x in p.options.items() if name in ("mask", "softcap", "scale")}
+        p.q *= rng.choice(np.array([0.05, 1, 4], F32))
+        wanted = exact(p.q, p.k, p.v, **p.formula)
+        ours, numpys = (usual_units(o, wanted) for o in (p.run()[0], naive(p.q, p.k, p.v, **p.formula)))
+        found = ours / (2 * numpys + 2)
+        assert found <= 1, f"{ours:.3g} u, NumPy {numpys:.3g} u: q {p.q.shape}, k {p.k.shape}, v {p.v.shape}, {p.options}"
+        worst, count = max(worst, found), count - 1
+    return worst
+
+
+def test_random_problems_err_as_plain_numpy_does(record_property):
+    record_property("worst share of twice NumPy's error and 2 u", against_numpy(0, 200))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_random_problems_err_as_plain_numpy_does_at_length(seed, record_property):
+    record_property("worst share of twice NumPy's error and 2 u", against_numpy(seed, 2000))
 
 
 def long(size):
@@ -341,6 +369,14 @@ def test_out_may_be_part_of_something_larger():
     assert np.isnan(whole[:, :, ::2]).all()
 
 
+def test_out_may_have_an_axis_of_one_whose_stride_means_nothing():
+    q, k, v = arrays(1, Sq=20, Sk=30)
+    out = np.empty((20, 3), np.float32)
+    view = np.lib.stride_tricks.as_strided(out, (1, 1, 20, 3), (0, 4, 12, 4))
+    assert attention(q, k, v, out=view) is view
+    npt.assert_array_equal(out, attention(q, k, v)[0, 0])
+
+
 def test_one_key_head_for_all_without_a_copy():
     # Strides of 0: every item and head is the same memory.
     q, k, v = arrays(1, 3, 4, 1, 5, 30)
@@ -350,14 +386,15 @@ def test_one_key_head_for_all_without_a_copy():
 
 
 @both
-def test_the_last_axis_may_have_gaps(dtype):
-    q, k, v = arrays(1, Sq=20, Sk=30, dtype=dtype)
+@pytest.mark.parametrize("Dv", [1, 2, 3])
+def test_the_last_axis_may_have_gaps(Dv, dtype):
+    q, k, v = arrays(1, Sq=20, Sk=30, D=Dv, Dv=Dv, dtype=dtype)
     bias = numbers(np.random.default_rng(0), (20, 60), dtype)[:, ::2]
     wide = [np.repeat(x, 2, axis=3)[..., ::2] for x in (q, k, v)]
     npt.assert_array_equal(attention(*wide, bias=bias), attention(q, k, v, bias=bias.copy()))
     turned = [x[..., ::-1].copy()[..., ::-1] for x in (q, k, v)]
     npt.assert_array_equal(attention(*turned), attention(q, k, v))
-    out = np.empty((1, 1, 20, 6), dtype)[..., ::2]
+    out = np.empty((1, 1, 20, 2 * Dv), dtype)[..., ::2]
     assert attention(q, k, v, out=out) is out
     npt.assert_array_equal(out, attention(q, k, v))
 
@@ -368,7 +405,12 @@ def test_unaligned_and_foreign_bytes_are_copied():
     unaligned = np.ndarray(q.shape, q.dtype, raw)
     assert not unaligned.flags.aligned
     npt.assert_array_equal(attention(unaligned, k, v), attention(q, k, v))
+    out = np.ndarray((1, 1, 5, 3), q.dtype, bytearray(64), 1)
+    assert attention(q, k, v, out=out) is out
+    npt.assert_array_equal(out, attention(q, k, v))
     npt.assert_array_equal(attention(q.astype(">f4"), k.astype(">f4"), v), attention(q, k, v))
+    bias = numbers(np.random.default_rng(0), (5, 7), F32)
+    npt.assert_array_equal(attention(q, k, v, bias=bias.astype(">f4")), attention(q, k, v, bias=bias))
 
 
 # ---- large, small and shifted numbers --------------------------------------------------------------------------------------
@@ -423,6 +465,21 @@ def test_scores_of_1e30_choose_one_key(dtype):
     huge = dtype.type(1e15)
     s = (q.astype(float) @ k.astype(float).swapaxes(2, 3))[0, 0]
     npt.assert_array_equal(attention(q * huge, k * huge, v)[0, 0], v[0, 0][s.argmax(1)])
+
+
+@both
+def test_a_score_that_overflows_is_nan_or_weighs_nothing(dtype):
+    # +inf and -inf in place of numbers that do not fit: NaN in the row, and never a number that looks right.
+    q, k, v = (abs(x) + 1 for x in arrays(3, Sq=70, Sk=200, D=4, dtype=dtype))
+    k[:, :, 90] = np.finfo(dtype).max / 256
+    assert np.isfinite(attention(q, k, v)).all()
+    q[:, :, ::2] *= 1024
+    o, lse = attention(q, k, v, return_lse=True)
+    assert np.isnan(o[:, :, ::2]).all()
+    assert np.isnan(lse[:, :, ::2]).all()
+    assert np.isfinite(o[:, :, 1::2]).all()
+    k[:, :, 90] *= -1
+    npt.assert_array_equal(attention(q, k, v), attention(q, k, v, mask=np.arange(200) != 90))
 
 
 @both

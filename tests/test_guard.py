@@ -5,6 +5,7 @@ Each run is a process of its own, `python -m tests.test_guard <what> <where> <co
 
 import ctypes
 import faulthandler
+import os
 import signal
 import subprocess
 import sys
@@ -21,14 +22,15 @@ from fastattn.tiles import job
 from tests.entry import call
 from tests.guard import NumPy, guarded
 from tests.problems import few_channels, many_channels, numbers, problem
+from tests.test_isa import TARGETS, needs
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mprotect")
 
 
-def run(*arguments):
+def run(*arguments, **environment):
     return subprocess.run([sys.executable, "-W", "error", "-m", "tests.test_guard", *map(str, arguments)], cwd=ROOT,
-                          capture_output=True, text=True)
+                          env=os.environ | environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("what", ["forward", "varlen"])
@@ -46,6 +48,17 @@ def test_nothing_outside_the_arrays_is_touched(what, where):
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_nothing_outside_the_arrays_is_touched_at_length(what, where, seed):
     found = run(what, where, 50_000, seed)
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("what", ["forward", "varlen"])
+@pytest.mark.parametrize("where", ["tail", "head"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_outside_the_arrays_is_touched_with_any_instruction_set(what, where, target):
+    variables, _ = TARGETS[target]
+    needs(variables)
+    found = run(what, where, 10_000, 0, **variables)
     assert found.returncode == 0, found.stderr
 
 

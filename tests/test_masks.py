@@ -225,6 +225,7 @@ def test_a_mask_with_an_array_is_not_hashable():
 @pytest.mark.parametrize(("mask", "text"), [
     (causal & causal_top_left, "causal & causal_top_left"),
     (window(3) & window(None, 2) & prefix(2), "window(3) & window(None, 2) & prefix(2)"),
+    (window(None), "window(None)"),
     (lengths([7, 5]), "lengths([7, 5])"),
     (lengths([7, 5], [1, 2]), "lengths([7, 5], [1, 2])"),
     (packed([0, 0, 1]) & np.ones((3, 3), bool), "packed([0, 0, 1]) & <bool (3, 3)>"),

@@ -1,5 +1,6 @@
 """exp2, tanh and rounded of vectors, in every body that they have, against the figures that fastattn/simd/math.py states."""
 
+import math
 import re
 from unittest import mock
 
@@ -141,12 +142,12 @@ def test_exp2_float32():
 
 
 @pytest.mark.nightly
-def test_exp2_of_every_float32(record_testsuite_property):
+def test_exp2_of_every_float32(record_property):
     found = dict.fromkeys(EXP2, 0.0)
     for lo, hi in ((0.0, BELOW_THE_END), (-0.0, -126.0)):
         for x in every_float32(lo, hi):
             found = {body: max(found[body], worst) for body, worst in worst_ulp(EXP2, x, np.exp2).items()}
-    record_testsuite_property("ULP of exp2 f32", {body: float(worst) for body, worst in found.items()})
+    record_property("ULP of exp2 f32", {body: float(worst) for body, worst in found.items()})
     assert_as_stated(found, "exp2 f32")
 
 
@@ -170,11 +171,11 @@ def worst_of(rounds, bodies, right, samples, record):
 
 @wider_than_float64
 @rounds
-def test_exp2_float64(rounds, record_testsuite_property):
+def test_exp2_float64(rounds, record_property):
     def samples(seed):
         return [floats64(0, 1023.499, 100_000, seed), floats64(-1022, 0, 100_000, seed), floats64(-1, 1, 200_000, seed)]
 
-    assert_as_stated(worst_of(rounds, EXP2, np.exp2, samples, record_testsuite_property), "exp2 f64")
+    assert_as_stated(worst_of(rounds, EXP2, np.exp2, samples, record_property), "exp2 f64")
 
 
 @both
@@ -204,6 +205,34 @@ def test_nan_stays_nan_whatever_its_payload(body, dtype):
     assert np.isnan(of(EXP2[body], special_nans(dtype))).all()
 
 
+# min and max of vectors give one of two operands where the other is NaN, and so does a comparison.
+clamped = over(lanewise(lambda x: exp2_of(x.where(x > -126.0, -126.0))), "exp2 clamped")
+
+
+@both
+def test_the_control_a_clamp_drops_nan_and_nothing_else(dtype):
+    x = np.linspace(-100, 100, 1001).astype(dtype)
+    npt.assert_array_equal(of(clamped, x), of(own_exp2, x))
+    assert np.isfinite(of(clamped, special_nans(dtype))).all()
+
+
+def coarse(terms):
+    """2^x by so many terms of its series, on [0, 1/2)."""
+    def operation(x):
+        y = x.like(0.0)
+        for n in range(terms - 1, -1, -1):
+            y = y.fma(x, x.like(math.log(2) ** n / math.factorial(n)))
+        return y
+
+    return over(lanewise(operation), f"exp2 in {terms} terms")
+
+
+def test_the_control_a_polynomial_that_is_too_short_is_seen():
+    found = worst_ulp({terms: coarse(terms) for terms in (6, 10)}, floats32(0.25, 0.5, 997), np.exp2)
+    assert found[10] < 2
+    assert found[6] > 20
+
+
 @both
 def test_exp2_takes_the_body_that_suits_the_target(dtype):
     x = np.linspace(-100, 100, 10_001).astype(dtype)
@@ -224,24 +253,24 @@ def test_tanh_float32():
 
 
 @pytest.mark.nightly
-def test_tanh_of_every_float32(record_testsuite_property):
+def test_tanh_of_every_float32(record_property):
     found = dict.fromkeys(TANH, 0.0)
     for x in every_float32(0.0, np.finfo(F32).max):
         found = {body: max(found[body], worst) for body, worst in worst_ulp(TANH, x, np.tanh).items()}
         for f in TANH.values():
             npt.assert_array_equal(of(f, -x), -of(f, x))
-    record_testsuite_property("ULP of tanh f32", {body: float(worst) for body, worst in found.items()})
+    record_property("ULP of tanh f32", {body: float(worst) for body, worst in found.items()})
     assert_as_stated(found, "tanh f32")
 
 
 @wider_than_float64
 @rounds
-def test_tanh_float64(rounds, record_testsuite_property):
+def test_tanh_float64(rounds, record_property):
     def samples(seed):
         return [floats64(0, 25, 100_000, seed), floats64(-25, 0, 100_000, seed), floats64(0, 2, 200_000, seed),
                 floats64(20, 1e5, 1000, seed)]
 
-    assert_as_stated(worst_of(rounds, TANH, np.tanh, samples, record_testsuite_property), "tanh f64")
+    assert_as_stated(worst_of(rounds, TANH, np.tanh, samples, record_property), "tanh f64")
 
 
 @both

@@ -195,6 +195,20 @@ def test_nan_is_in_exactly_the_rows_that_see_it(Sq, mask, dtype):
             assert_nan_exactly(x, y, where)
 
 
+@both
+@pytest.mark.parametrize("name", ["sink", "alibi"])
+def test_nan_of_a_head_is_in_exactly_its_rows(name, dtype):
+    # Two of the four heads share a tile, in either order.
+    rng = np.random.default_rng(1)
+    q, k, v = (numbers(rng, (2, H, 20, 3), dtype) for H in (4, 2, 2))
+    heads = np.array([0.5, 1, 2, 0.25])
+    wanted = attention(q, k, v, mask=causal, return_lse=True, **{name: heads})
+    for h in range(4):
+        bad = np.where(np.arange(4) == h, np.nan, heads)
+        for x, y in zip(attention(q, k, v, mask=causal, return_lse=True, **{name: bad}), wanted, strict=True):
+            assert_nan_exactly(x, y, (np.arange(4) == h).reshape(4, *[1] * (x.ndim - 2)))
+
+
 def test_a_nan_that_became_a_number_is_found():
     o = np.array([[np.nan], [1.0]])
     assert_nan_exactly(o, o, np.array([[True], [False]]))

@@ -247,6 +247,15 @@ def test_the_control_lengths_that_are_believed_show_a_secret_or_end_the_process(
     assert run(believed, 0, 5000).status == -signal.SIGSEGV
 
 
+@pytest.mark.parametrize("kind", ["i1", "u1", "i4", "u4", "u8", ">i4", ">u8"])
+def test_integers_of_any_kind_will_do(kind):
+    q = numbers(np.random.default_rng(0), (7, 1, 2), F32)
+    cu, n = np.array([0, 3, 7], kind), np.array([5], kind)
+    npt.assert_array_equal(attention_varlen(q, q, q, cu, cu), attention_varlen(q, q, q, [0, 3, 7], [0, 3, 7]))
+    x = q[None, None, :, 0]
+    npt.assert_array_equal(attention(x, x, x, mask=lengths(n, n)), attention(x, x, x, mask=lengths([5], [5])))
+
+
 def test_masks_that_need_their_own_lengths_are_refused():
     q = np.ones((4, 1, 2))
     for mask in (lengths([2, 2]), packed([0, 0, 1, 1]), np.ones((4, 4), bool), causal & lengths([2, 2])):
