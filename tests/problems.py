@@ -159,16 +159,19 @@ def options_of(rng, B, Hq, Sq, Sk, dtype):
     return options
 
 
-def problem(rng, *, dtype=None, most=20, plain=False):
-    """A random problem. Sizes are up to `most`, and one in six times one of `edges`; plain: numbers of size 1, no layouts."""
+def problem(rng, *, dtype=None, most=20, keys=None, plain=False):
+    """A random problem. Sizes are up to `most`, and one in six times one of `edges`; plain: numbers of size 1, no layouts.
+
+    keys: how many there are at most, if it is another number.
+    """
     dtype = F32 if dtype is None and rng.random() < 0.7 else dtype or F64
 
-    def count():
+    def count(most):
         return int(rng.choice(edges(dtype)) if rng.random() < 1 / 6 else rng.integers(0, most + 1))
 
     B, Hkv, group = (int(n) for n in rng.choice([1, 1, 2, 3], 3))
-    Sq, Sk = count(), count()
-    if rng.random() < 0.2:
+    Sq, Sk = count(most), count(keys or most)
+    if rng.random() < 0.2 and keys is None:
         Sq = Sk
     D = int(rng.integers(0, 34))
     Dv = many_channels(dtype) if rng.random() < 0.15 else int(rng.choice(few_channels(dtype)))

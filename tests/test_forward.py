@@ -67,6 +67,17 @@ def test_a_million_random_problems_are_within_the_bound(seed, record_property):
     record_property("worst share of the bound", fuzz(seed, 10_000, problem))
 
 
+def test_random_problems_of_many_keys_are_within_the_bound(record_property):
+    # Past 2048 and 4096 keys, where sums go to the third level, with whatever mask and options.
+    record_property("worst share of the bound", fuzz(6, 200, lambda rng: problem(rng, dtype=F32, keys=5000)))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(20, 30))
+def test_random_problems_of_many_keys_are_within_the_bound_at_length(seed, record_property):
+    record_property("worst share of the bound", fuzz(seed, 1000, lambda rng: problem(rng, dtype=F32, keys=5000)))
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(20))
 def test_larger_random_problems_are_within_the_bound(seed):

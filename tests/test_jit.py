@@ -112,6 +112,25 @@ def test_importing_compiles_nothing_and_makes_no_directory(call, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def entries():
+    return jit._counts.compiled + jit._counts.loaded
+
+
+def compiled_ahead():
+    """The entry points that `compile` makes, and those that calls with and without each option need besides."""
+    fastattn.compile(dtypes=["f4"], channels=[3])
+    before, x = entries(), np.ones((4, 3), "f4")
+    for softcap in (None, 1.0):
+        for mask in (causal, causal & np.ones((4, 4), bool)):
+            attention(x, x, x, mask=mask, softcap=softcap)
+    return [before, entries() - before]
+
+
+def test_after_compile_calls_need_nothing_but_what_is_for_every_kernel(call):
+    # `guarded` calls them all.
+    assert call(compiled_ahead) == [4, 1]
+
+
 # ---- where -----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def environment(monkeypatch):
