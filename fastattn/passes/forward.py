@@ -73,7 +73,7 @@ from ..simd.vec import (
     zeros,
 )
 from ..tiles.rows import FAR, place_rows, seen_by_all, seen_by_any
-from ..tiles.sizes import BLOCK, GRAIN, GROUP, RUN, WIDEST, rest_of, score_1, score_2, score_3, score_4
+from ..tiles.sizes import BLOCK, GRAIN, GROUP, RUN, WIDEST, rest_of, score_one, score_two, score_widest
 
 LN_2 = math.log(2)
 SHRINK = 2.0**-80
@@ -162,19 +162,16 @@ def score_vectors(full, job, work, cap, extra, partly, k, k_row, j, keys, v0, v1
     """The keys j .. j + keys of a block for the vectors v0 to v1 of queries; partly (or None): each is seen or not."""
     v_bytes, q_bytes = job.Dv * size_of(full), word(work.ahead_bytes)
     while v0 < v1:
-        vecs = v1 - v0
-        if vecs > WIDEST:
-            vecs = (vecs + 1) // 2
-        x = v0 * lanes_of(full) * size_of(full)
-        if vecs == 1:
-            score_keys(full, score_1(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
-        elif vecs == 2:
-            score_keys(full, score_2(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
-        elif vecs == 3:
-            score_keys(full, score_3(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
+        left, x = v1 - v0, v0 * lanes_of(full) * size_of(full)
+        if left % WIDEST == 0:
+            score_keys(full, score_widest(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
+            v0 += WIDEST
+        elif left > 1:
+            score_keys(full, score_two(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
+            v0 += 2
         else:
-            score_keys(full, score_4(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
-        v0 += vecs
+            score_keys(full, score_one(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
+            v0 += 1
         v_bytes, q_bytes = 0, 0             # what has been fetched once
 
 

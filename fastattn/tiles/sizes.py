@@ -3,7 +3,7 @@
                                      32 registers          16 registers
     queries a tile      W            4 vectors             6 vectors         AVX-512 f32: 64, AVX2 f32: 48
     keys a block        BLOCK        64                    64
-    score tile          rows x vecs  4x4 4x3 8x2 16x1      4x3 4x2 8x1       sums + 1 broadcast + vecs of queries
+    score tile          rows x vecs  4x4 8x2 16x1          4x3 4x2 8x1       sums + 1 broadcast + vecs of queries
     mix tile            rows x vecs  6x4 8x3 8x2 16x1      6x2 12x1          sums + 1 broadcast + vecs of channels
 
 Why these. An FMA takes 4 cycles and one or two start in each, so a tile needs at least 8 sums in flight; a rank-1 update of
@@ -18,7 +18,7 @@ added to a third level: sums of 65,536 terms err like sums of 64 + 32 + 32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from dataclasses import dataclass
 
 from numba import types
@@ -32,7 +32,7 @@ GROUP = 32                      # blocks summed before they are added to the thi
 
 VECS = 4 if TARGET.registers == 32 else 6
 # vectors of queries or channels -> rows
-_SCORE = {4: 4, 3: 4, 2: 8, 1: 16} if TARGET.registers == 32 else {3: 4, 2: 4, 1: 8}
+_SCORE = {4: 4, 2: 8, 1: 16} if TARGET.registers == 32 else {3: 4, 2: 4, 1: 8}
 _MIX = {4: 6, 3: 8, 2: 8, 1: 16} if TARGET.registers == 32 else {2: 6, 1: 12}
 WIDEST = max(_SCORE)            # vectors of queries that are scored at once
 # Keys without mask code that are scored in one go; where the next vectors of queries come to the same keys, these should
@@ -50,9 +50,9 @@ def queries_shape(scalar: types.Type) -> Shape:
     return Shape(scalar, 1, VECS)
 
 
-def score_shape(scalar: types.Type, vecs: int) -> Shape:
-    """The score tile for so many vectors of queries: keys x queries."""
-    return Shape(scalar, _SCORE[vecs], vecs)
+def score_shape(full: Shape, vecs: int) -> Shape:
+    """The score tile for so many of a tile's vectors of queries: keys x queries."""
+    return Shape(full.scalar, _SCORE[vecs], vecs)
 
 
 def mix_shape(scalar: types.Type, vecs: int) -> Shape:
@@ -64,12 +64,9 @@ def _rest(shape: Shape) -> Shape:
     return Shape(shape.scalar, queries(shape.scalar) % shape.rows or shape.rows, shape.vecs)
 
 
-def _narrow(vecs: int) -> Callable:
-    return derived(lambda shape: score_shape(shape.scalar, min(vecs, WIDEST)))
-
-
-# For kernels: the score tiles for 1, 2 ... vectors; the mix tile for the queries that whole ones leave over, W % rows.
-score_1, score_2, score_3, score_4 = (_narrow(vecs) for vecs in (1, 2, 3, 4))
+# For kernels: the score tiles for the widest, for two and for one vector of queries; the mix tile for the queries that whole
+# ones leave over, W % rows.
+score_widest, score_two, score_one = (derived(functools.partial(score_shape, vecs=vecs)) for vecs in (WIDEST, 2, 1))
 rest_of = derived(_rest)
 
 
