@@ -526,6 +526,16 @@ def test_subnormal_values_are_kept(dtype):
 
 
 @both
+def test_a_slope_that_overflows_counts_as_the_largest_number(dtype):
+    # Times log2 e it is no number any more, and infinity times the distance 0 of a query's own key would be NaN.
+    q, v = np.zeros((4, 8), dtype), np.arange(4, dtype=dtype)[:, None]
+    npt.assert_array_equal(attention(q, q, v, alibi=[0.9 * float(np.finfo(dtype).max)]), v)
+    # The other way round all keys but its own weigh alike.
+    most = attention(q, q, v, alibi=[-0.9 * float(np.finfo(dtype).max)])
+    npt.assert_allclose(most[:, 0], (6 - np.arange(4)) / 3, rtol=4 * np.finfo(dtype).eps)
+
+
+@both
 def test_a_finite_bias_is_arithmetic(dtype):
     # A row full of the lowest float sees every key alike: the mean of v, not zeros.
     q, k, v = arrays(3, Sk=70, dtype=dtype)

@@ -5,14 +5,13 @@ import numpy.testing as npt
 import pytest
 from numba import types
 
+from fastattn.micro.score import between
 from fastattn.simd import vec
 from fastattn.simd.vec import (
     INF,
     Shape,
-    across,
     add,
     any_lane,
-    between,
     byte,
     column_of,
     double_of,
@@ -30,6 +29,7 @@ from fastattn.simd.vec import (
     maximum,
     multiply,
     number,
+    numbered,
     put_ladder,
     put_number,
     put_word,
@@ -255,7 +255,7 @@ def test_products(rows, vecs, dtype):
 def hide(t, first, lo, hi, y, shape):
     W = vecs_of(shape) * lanes_of(shape) * size_of(shape)
     row = row_of(shape)
-    store(between(load(shape, t, W), number(shape, first), load(row, lo, 0), load(row, hi, 0)), y, W)
+    store(between(load(shape, t, W), numbered(shape, number(shape, first)), load(row, lo, 0), load(row, hi, 0)), y, W)
     return 0
 
 
@@ -282,7 +282,6 @@ equal = lanewise(lambda x, y: x.like(1.0).where(x.equals(y), 0.0))
 other = lanewise(lambda x, y: x.like(1.0).where(x.differs(y), 0.0))
 not_below = lanewise(lambda x, y: x.like(1.0).where(x.not_less(y), 0.0))
 any_inf = any_lane(lambda x: x.equals(INF))
-minus_row = across(lambda x, row: x - row)
 
 
 def lanes(x, y, out, shape):
@@ -365,13 +364,13 @@ def test_rows_fold_from_first_to_last(rows, vecs, dtype):
 
 def less_row(t, row, out, shape):
     W = vecs_of(shape) * lanes_of(shape) * size_of(shape)
-    store(minus_row(load(shape, t, W), load(row_of(shape), row, 0)), out, W)
+    store(subtract(load(shape, t, W), load(row_of(shape), row, 0)), out, W)
     return 0
 
 
 @both
 @tiles
-def test_across_takes_one_row_from_every_row(rows, vecs, dtype):
+def test_one_row_stands_for_every_row(rows, vecs, dtype):
     shape = shape_of(dtype, rows, vecs)
     t, row = integers(0, (rows, width(shape)), dtype), integers(1, width(shape), dtype)
     out = np.empty_like(t)

@@ -12,25 +12,32 @@ from __future__ import annotations
 
 from ..jit import inlined
 from ..machine import LINE
-from ..simd.math import exp2_less, tanh
-from ..simd.vec import INF, between, fetch, lanewise, load, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
+from ..simd.math import exp2_less, kept_finite, tanh
+from ..simd.vec import INF, fetch, lanewise, load, numbered, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
 
+# Of the keys j, those with lo <= j < hi.
+between = lanewise(lambda t, j, lo, hi: t.where(t.builder.and_(j.at_least(lo), j < hi), -INF))
+distance = lanewise(lambda j, position: (position - j).magnitude())
+# The slope's rounding error times the distance would be one of the score, so there are two pieces of it. What overflows to
+# -inf would hide the key.
+sloped = lanewise(lambda t, d, slope, rest: kept_finite(d.fma(slope, d.fma(rest, t)), t.magnitude().differs(INF)))
 # What is added to a score: ALiBi, bias, and -inf where a key is hidden, whatever the score there is, NaN included.
 added = lanewise(lambda t, a: (t + a).where(a.differs(-INF), -INF))
 
 
 @inlined
-def score(shape, row, k, k_row, keys, qt, s, W, D, kept, top, part, cap, addend, lo, hi, first,
+def score(shape, row, k, k_row, keys, qt, s, W, D, kept, top, part, cap, addend, position, slope, rest, lo, hi, first,
           v, v_row, v_bytes, q, q_row, q_bytes):
     """Score and weigh `keys` keys, a multiple of the tile's rows, for the tile's queries.
 
     s[j, i] = 2^(k[j] qᵀ[:, i] - kept[i]); top[i] becomes the largest score of query i, part[i] grows by its weights.
     Types alone decide what is done besides: cap (None: no softcap); addend (None, or what is added to the scores, -inf where
-    a key is hidden); lo and hi (None, or which keys a query sees: lo[i] <= first + j < hi[i]).
+    a key is hidden) and, unless position is 0, ALiBi: (slope[i] + rest[i]) |position[i] - first - j|; lo and hi (None, or
+    which keys a query sees: lo[i] <= first + j < hi[i]).
     Meanwhile as many rows of v and of q, v_bytes and q_bytes each, come into the cache, for what is done next: 1 to 5 %.
 
     Relies on: k's channels adjacent, rows of k_row bytes; qᵀ (D, W), s and addend (keys, W), W in bytes; kept, top, part,
-    lo and hi a vector each for the tile's queries, `row` their shape; v and q need not be readable.
+    position, slope, rest, lo and hi a vector each for the tile's queries, `row` their shape; v and q need not be readable.
     D = 0: every score is 0. keys = 0: nothing is done.
     Registers: rows x vecs sums, vecs of queries, 1 broadcast: 21 of 32 for 4 x 4; then 8 more for exp2.
     """
@@ -47,9 +54,12 @@ def score(shape, row, k, k_row, keys, qt, s, W, D, kept, top, part, cap, addend,
         if cap is not None:
             t = scaled(tanh(t), cap)
         if addend is not None:
+            if position != 0:
+                d = distance(numbered(shape, first + j), load(row, position, W))
+                t = sloped(t, d, load(row, slope, W), load(row, rest, W))
             t = added(t, load(shape, addend + j * W, W))
         if lo is not None:
-            t = between(t, first + j, load(row, lo, W), load(row, hi, W))
+            t = between(t, numbered(shape, first + j), load(row, lo, W), load(row, hi, W))
         store(rowmax(load(row, top, W), t), top, W)
         t = exp2_less(t, load(row, kept, W))
         store(rowsum(load(row, part, W), t), part, W)

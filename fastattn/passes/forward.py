@@ -6,8 +6,8 @@
             score and weigh it, 16 keys (more where all is seen) and one to all vectors of queries at a time:
                                                      all queries see all 16   no mask code
                                                      some do                  runs: keys are compared with their ends
-                                                                              extra: ALiBi + bias, -inf where hidden, is
-                                                                              laid out first and added
+                                                                              extra: the bias, -inf where hidden, is
+                                                                              laid out first and added, as is ALiBi
                                                      none                     zeros
             if a largest score moved too far: move `kept`, and the weights with it (or weigh the block again)
             mix the block into o; the last one: o / l to where it belongs
@@ -32,7 +32,7 @@ import numpy as np
 from ..jit import kernel
 from ..machine import LINE
 from ..micro.mix import is_broken, mix
-from ..micro.score import score
+from ..micro.score import between, score
 from ..micro.softmax import LOST, MOVED, STAYS, inverse, moved_if_far
 from ..simd.math import LOG2_E, exp2, kept_finite
 from ..simd.vec import (
@@ -78,11 +78,8 @@ from ..tiles.sizes import BLOCK, GRAIN, GROUP, RUN, WIDEST, rest_of, score_one, 
 LN_2 = math.log(2)
 SHRINK = 2.0**-80
 
-inside = lanewise(lambda a, x, lo, hi: a.where(a.builder.and_(x.at_least(lo), x < hi), -INF))
 # A run held between -1 and BLOCK + 1 is empty, too, where it lies on one side of the block; elsewhere it is what it was.
 sees_some = lanewise(lambda sees, lo, hi: sees.like(0.0).where(lo < hi, sees))
-beyond = lanewise(lambda a, slope, position, x: kept_finite(a - slope * (position - x).magnitude(),
-                                                              a.magnitude().differs(INF)))
 # Not their sum: a hidden bias may be NaN.
 shown = lanewise(lambda a, mask: a.where(mask.differs(-INF), -INF))
 # What is made again goes where what was there is NaN or inf: the other channels of the row have nothing to mend.
@@ -129,7 +126,7 @@ def place_edges(full, work, extra, j0, vecs):
 
 @kernel
 def place_addend(full, job, work, j0, j, n, v0, v1):
-    """addend (GRAIN, W) for keys j0 + j and on, vectors v0 to v1 of queries: ALiBi + bias, -inf where a key is hidden."""
+    """addend (GRAIN, W) for keys j0 + j and on, vectors v0 to v1 of queries: the bias, -inf where a key is hidden."""
     lane, square, L, V = lane_of(full), square_of(full), lanes_of(full), lanes_of(full) * size_of(full)
     W = vecs_of(full) * V
     for v in range(v0, v1):
@@ -147,9 +144,7 @@ def place_addend(full, job, work, j0, j, n, v0, v1):
         x, one = fill(lane, j), fill(lane, 1)
         for r in range(GRAIN):
             a = load(lane, at + r * W, W)
-            if job.slopes != 0:
-                a = beyond(a, load(lane, work.slope + v * V, W), load(lane, work.position + v * V, W), x)
-            a = inside(a, x, lo, hi)
+            a = between(a, x, lo, hi)
             sees = maximum(a, sees)
             store(a, at + r * W, W)
             x = add(x, one)
@@ -179,14 +174,15 @@ def score_vectors(full, job, work, cap, extra, partly, k, k_row, j, keys, v0, v1
 def score_keys(full, shape, job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes):
     """The keys j .. j + keys of a block for the vectors of the shape, from byte x of a row on."""
     W = vecs_of(full) * lanes_of(full) * size_of(full)
-    addend, lo, hi = None, None, None
+    addend, position, lo, hi = None, None, None, None
     if partly is not None:
         if extra is not None:
-            addend = work.addend + x
+            addend, position = work.addend + x, work.position + x if job.slopes != 0 else 0
         else:
             lo, hi = work.lo + x, work.hi + x
     score(shape, row_of(shape), k, k_row, keys, work.qt + x, work.s + j * W + x, W, job.D, work.kept + x, work.top + x,
-          work.part + x, cap, addend, lo, hi, j, v, job.v_s, v_bytes, word(work.ahead) + j * job.q_s, job.q_s, q_bytes)
+          work.part + x, cap, addend, position, work.slope + x, work.slope_rest + x, lo, hi, j,
+          v, job.v_s, v_bytes, word(work.ahead) + j * job.q_s, job.q_s, q_bytes)
 
 
 @kernel

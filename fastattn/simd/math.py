@@ -28,7 +28,7 @@ from numba import types
 from numba.core import cgutils
 
 from ..machine import TARGET
-from .vec import FLOATS, I32, Lanes, across, lanewise, maximum_of
+from .vec import FLOATS, I32, Lanes, lanewise, maximum_of
 
 LOG2_E = math.log2(math.e)
 
@@ -149,4 +149,4 @@ def tanh_of(x: Lanes) -> Lanes:
 exp2 = lanewise(exp2_of)
 tanh = lanewise(tanh_of)
 rounded = lanewise(rounded_of)
-exp2_less = across(lambda x, m: exp2_of(x - m))
+exp2_less = lanewise(lambda x, m: exp2_of(x - m))

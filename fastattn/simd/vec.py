@@ -12,15 +12,15 @@ tiles runs at the machine's peak:
 A tile's shape is a type too: `Shape(scalar, rows, vecs)` has no value, it only tells `zeros`, `load` ... what to make.
 Addresses and row distances are int64 and in bytes. Loads and stores ask for no alignment beyond one element.
 
-    make       zeros(shape)  fill(shape, x)
+    make       zeros(shape)  fill(shape, x)  numbered(shape, first): row r is first + r
     memory     load(shape, at, row)  store(t, at, row)  load_part, store_part: of each row's last vector only `count` elements
                load_table(shape, table, offset, count)  store_table(t, table, offset, count): row r at table[r] + offset
                load_mask_table: from bytes, 0 where seen, -inf where not  load_offsets: int64 less a number, as numbers
                fetch(shape, at, row), fetch_to_write: a cache line of each row, which need not be readable
     products   rank1(t, column, column_row, row)  rank1_part: as load_part  scale_rows(t, column, column_row)  scaled(t, x)
-    lanewise   add  subtract  multiply  maximum     lanewise(f) makes more; across(f): every row of t with one row
+    lanewise   add  subtract  multiply  maximum     lanewise(f) makes more; a tile of one row stands for all rows
     rows       rowsum(row, t)  rowmax(row, t): fold t's rows into a row; down(f) makes more
-    choice     any_lane(f): does f hold in any lane  between(t, first, lo, hi): -inf where row first + r is not in [lo, hi)
+    choice     any_lane(f): does f hold in any lane
     shuffles   transpose(t): rows = lanes, one vector each
     scalars    number  put_number  word  put_word  byte  put_ladder  take (atomic)
     shapes     rows_of  vecs_of  lanes_of  size_of  row_of  lane_of  column_of (8 rows)  square_of  double_of;
@@ -470,20 +470,16 @@ def scale_rows(typingctx, tile, column, column_row):
 
 
 @intrinsic
-def between(typingctx, tile, first, lo, hi):
-    """t[r, :] where lo[:] <= first + r < hi[:], elsewhere -inf."""
-    def codegen(context, builder, signature, args):
-        value, first, lo, hi = args
-        vectors, lo, hi = _unpack(builder, tile, value), _unpack(builder, row, lo), _unpack(builder, row, hi)
-        for r in range(tile.rows):
-            x = splat(builder, tile.vector, builder.fadd(first, ir.Constant(first.type, r)))
-            for j in range(tile.vecs):
-                seen = builder.and_(x.at_least(lo[j]), x < hi[j])
-                vectors[r * tile.vecs + j] = vectors[r * tile.vecs + j].where(seen, -INF)
-        return _pack(builder, tile, vectors)
+def numbered(typingctx, shape, first):
+    """Row r is first + r in every lane."""
+    tile = _tile(shape)
 
-    row = _row_of(tile)
-    return tile(tile, tile.scalar, row, row), codegen
+    def codegen(context, builder, signature, args):
+        first = args[1]
+        rows = [splat(builder, tile.vector, builder.fadd(first, ir.Constant(first.type, r))) for r in range(tile.rows)]
+        return _pack(builder, tile, [x for x in rows for _ in range(tile.vecs)])
+
+    return tile(shape, tile.scalar), codegen
 
 
 # ---- lane functions ----------------------------------------------------------------------------------------------------
@@ -503,27 +499,19 @@ def _arguments(operation: Callable) -> int:
 
 
 def lanewise(operation: Callable[..., Lanes]) -> Callable:
-    """The operation for every register of tiles of one shape: as many tiles as it has arguments."""
+    """The operation for every register of as many tiles as it has arguments.
+
+    They have the shape of the first, or one row of it, which then stands for every row.
+    """
     def generate(*tiles):
         def codegen(context, builder, signature, args):
-            vectors = [_unpack(builder, tiles[0], value) for value in args]
-            return _pack(builder, tiles[0], [operation(*x) for x in zip(*vectors, strict=True)])
+            vectors = [_unpack(builder, tile, value) for tile, value in zip(tiles, args, strict=True)]
+            places = range(tiles[0].rows * tiles[0].vecs)
+            return _pack(builder, tiles[0], [operation(*(x[i % len(x)] for x in vectors)) for i in places])
 
         return tiles[0](*tiles), codegen
 
     return _over_tiles(generate, _arguments(operation))
-
-
-def across(operation: Callable[[Lanes, Lanes], Lanes]) -> Callable:
-    """The operation between every row of a tile and one row."""
-    def typed(typingctx, tile, row):
-        def codegen(context, builder, signature, args):
-            vectors, one = _unpack(builder, tile, args[0]), _unpack(builder, row, args[1])
-            return _pack(builder, tile, [operation(x, one[i % tile.vecs]) for i, x in enumerate(vectors)])
-
-        return tile(tile, row), codegen
-
-    return intrinsic(typed)
 
 
 def down(operation: Callable[[Lanes, Lanes], Lanes]) -> Callable:

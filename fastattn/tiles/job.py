@@ -39,12 +39,13 @@ JOB = Record("Job", """
 # l l_far             sums of weights: of this group of blocks; of the groups before
 # sees                -inf for a query that has seen no key
 # lo hi position      first, last and where, counted from the block's first key, as numbers
-# slope factor        ALiBi's slope log2 e; what moved weights are multiplied by
+# slope slope_rest    -log2 e times ALiBi's slope, and what rounding has left of it
+# factor              what moved weights are multiplied by
 # q_at ... seen_at    addresses of each row     first last where    its run of keys, and its place among them
 # vec_first vec_last  the keys that some query of a vector sees lie between
 # ahead ahead_bytes   where the next task's queries are, and how much of each is to be fetched now
 # qt s addend         qᵀ (D, W), weights (BLOCK, W), (GRAIN, W)     tail    the last keys, copied     v    healed or shrunk
-_STATE = "kept top part l l_far sees lo hi position slope factor"
+_STATE = "kept top part l l_far sees lo hi position slope slope_rest factor"
 _TABLE = "q_at o_at lse_at bias_at seen_at first last where"
 _WORDS = "vec_first vec_last ahead ahead_bytes"
 WORK = Record("Work", f"{_STATE} {_TABLE} {_WORDS} qt s addend tail o o_far v o_row v_row")

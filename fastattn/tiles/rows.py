@@ -6,11 +6,14 @@ heads fill tiles together. Each row has its addresses and its run of keys, first
 
 from __future__ import annotations
 
+from numba import types
+
 from ..jit import kernel
-from ..simd.math import LOG2_E
-from ..simd.vec import WORDS, double_of, lanes_of, number, put_ladder, put_number, put_word, size_of, vecs_of, word
+from ..simd.math import FORMATS, LOG2_E
+from ..simd.vec import INF, WORDS, double_of, lanes_of, number, put_ladder, put_number, put_word, size_of, vecs_of, word
 
 FAR = 1 << 62                   # behind every key
+LARGEST_32, LARGEST_64 = (FORMATS[scalar].largest for scalar in (types.float32, types.float64))
 
 
 @kernel
@@ -53,9 +56,13 @@ def place_rows(full, job, work, b, h, row0, rows, q0, Sq, Sk):
             ladder(work.last + at, n, Sk, 0)
         if job.slopes != 0:
             ladder(work.where + at, n, i + Sk - Sq, 1)
-            slope = LOG2_E * number(double_of(full), job.slopes + 8 * head)
+            slope = number(double_of(full), job.slopes + 8 * head)
+            if abs(slope) < INF:                # what overflows is the largest number, as infinity times distance 0 is NaN
+                largest = LARGEST_32 if item == 4 else LARGEST_64
+                slope = min(max(-LOG2_E * slope, -largest), largest)
             for x in range(r, r + n):
                 put_number(full, work.slope + x * item, slope)
+                put_number(full, work.slope_rest + x * item, slope - number(full, work.slope + x * item))
         r, i, head = r + n, 0, head + 1
     at, beyond = 8 * rows, W - rows
     ladder(work.q_at + at, beyond, word(work.q_at), 0)
