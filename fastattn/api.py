@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +13,14 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import checks
 from .machine import LINE
 from .masks import runs, runs_packed
-from .passes.launch import SCALARS, compile_forward, forward_tiles, run_forward
+from .passes.launch import Forward, compile_forward, forward_tiles
 from .passes.merge import merged
-from .simd.vec import lanes
 from .tiles import pool
-from .tiles.job import address
-from .tiles.sizes import GRAIN, queries
+from .tiles.job import Sizes, address
+from .tiles.sizes import GRAIN
+
+# Layouts whose `Forward` is kept, each about 3 KB. A decoder's keys get one more with every step, each layer asks for the same.
+LAYOUTS = 256
 
 
 def attention(
@@ -70,21 +73,23 @@ def attention(
 
     Dao, FlashAttention-2, arXiv:2307.08691.
     """
-    q, k, v, axes = checks.operands(q, k, v)
-    (B, Hq, Sq, _), (Hkv, Sk), Dv, dtype = q.shape, k.shape[1:3], v.shape[3], q.dtype
+    q, k, v = checks.floats("q", q), checks.floats("k", k), checks.floats("v", v)
+    forward = _forward((q.dtype, k.dtype, v.dtype), (q.shape, k.shape, v.shape), (q.strides, k.strides, v.strides))
+    (B, Hq, _, Sq, Sk, _, Dv), dtype = forward.sizes, q.dtype
     bias = checks.bias(bias, (B, Hq, Sq, Sk), dtype)
     lo, hi, seen = runs(mask, B, Sq, Sk)
     if seen is not None:
         seen = checks.broadcast("mask", seen, (B, Hq, Sq, Sk))
     slopes, sinks = checks.per_head("alibi", alibi, Hq, dtype), checks.per_head("sink", sink, Hq, dtype)
-    shape = (B, Hq, Sq, Dv)
-    o = _result(out, shape[4 - axes:], dtype, (q, k, v, bias, seen, slopes, sinks))
-    o4 = o.reshape(shape) if o.flags.c_contiguous else o[(None,) * (4 - axes)]
-    lse = np.empty(shape[:3], dtype) if return_lse else None
-    _forward(q, k, v, o4, lse, None, B * Hkv * forward_tiles(dtype, Hq // Hkv * Sq) if Hkv else 0, (B, Hkv, Sq, Sk),
-             lo, hi, seen, bias, slopes, softcap, sinks, scale, threads)
+    shape = (B, Hq, Sq, Dv)[4 - q.ndim:]
+    o = _result(out, shape, dtype, (q, k, v, bias, seen, slopes, sinks))
+    lse = np.empty(shape[:-1], dtype) if return_lse else None
+    job = forward.job()
+    if o is out:
+        job.o_b, job.o_h, job.o_s = _steps(o.strides)
+    _run(forward, job, q, k, v, o, lse, lo, hi, seen, bias, slopes, softcap, sinks, scale, threads)
     o = _put(o, out)
-    return o if lse is None else (o, lse.reshape(lse.shape[4 - axes:]))
+    return o if lse is None else (o, lse)
 
 
 def attention_varlen(
@@ -116,7 +121,7 @@ def attention_varlen(
     >>> o = attention_varlen(q, k, v, [0, 7, 12], [0, 7, 12], mask=causal)
     """
     q, k, v = checks.packed_operands(q, k, v)
-    (Tq, Hq, _), (Tk, Hkv, Dv), dtype = q.shape, v.shape, q.dtype
+    (Tq, Hq, D), (Tk, Hkv, Dv), dtype = q.shape, v.shape, q.dtype
     starts_q = checks.cumulative("cu_seqlens_q", cu_seqlens_q, Tq, "q")
     starts_k = checks.cumulative("cu_seqlens_k", cu_seqlens_k, Tk, "k and v")
     if starts_q.shape != starts_k.shape:
@@ -134,10 +139,13 @@ def attention_varlen(
     o[starts_q[-1]:] = 0
     if lse is not None:
         lse[starts_q[-1]:] = -np.inf
-    q4, k4, v4, o4 = (x.transpose(1, 0, 2)[None] for x in (q, k, v, o))
-    longest = (len(Sq), Hkv, int(Sq.max(initial=0)), int(Sk.max(initial=0)))
-    _forward(q4, k4, v4, o4, lse.T[None] if lse is not None else None, np.ascontiguousarray(sequences),
-             int(ends[-1]) if len(ends) else 0, longest, lo, hi, None, None, slopes, softcap, sinks, scale, threads)
+    longest = Sizes(len(Sq), Hq, Hkv, int(Sq.max(initial=0)), int(Sk.max(initial=0)), D, Dv)
+    lines = {"q": q.strides, "k": k.strides, "v": v.strides, "o": o.strides, "lse": (Hq * dtype.itemsize, dtype.itemsize)}
+    steps = {name: (0, head, row) for name, (row, head, *_) in lines.items()}
+    forward = Forward(dtype, longest, int(ends[-1]) if len(ends) else 0, steps)
+    job, sequences = forward.job(), np.ascontiguousarray(sequences)
+    job.sequences = address(sequences)
+    _run(forward, job, q, k, v, o, lse, lo, hi, None, None, slopes, softcap, sinks, scale, threads)
     o = _put(o, out)
     return o if lse is None else (o, lse)
 
@@ -170,23 +178,39 @@ def compile(*, dtypes: Sequence[DTypeLike] = ("float32",), channels: Sequence[in
     Without it a call compiles what it needs, once, and leaves it in the cache (`cache_info`).
     """
     for dtype in dtypes:
-        scalar = SCALARS[checks.dtype("dtypes", dtype)]
+        checked = checks.dtype("dtypes", dtype)
         for Dv in channels:
             for capped in (False, True):
                 for extra in (False, True):
-                    compile_forward(scalar, Dv, capped, extra)
+                    compile_forward(checked, Dv, capped, extra)
 
 
 # ---- what both have in common ------------------------------------------------------------------------------------------
-def _forward(
+@functools.lru_cache(LAYOUTS)
+def _forward(dtypes: tuple[np.dtype, ...], shapes: tuple[checks.Shape, ...], strides: tuple[checks.Shape, ...]) -> Forward:
+    """The forward pass over q, k and v that lie so, with o and lse without gaps. Raises if they do not fit."""
+    sizes, dtype = checks.operands(dtypes, shapes), dtypes[0]
+    B, Hq, Hkv, Sq, _, _, Dv = sizes
+    tasks = B * Hkv * forward_tiles(dtype, Hq // Hkv * Sq) if Hkv else 0
+    q, k, v = map(_steps, strides)
+    lse = (Hq * Sq * dtype.itemsize, Sq * dtype.itemsize, dtype.itemsize)
+    o = tuple(Dv * step for step in lse)
+    return Forward(dtype, sizes, tasks, {"q": q, "k": k, "v": v, "o": o, "lse": lse})
+
+
+def _steps(strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Bytes from item to item, head to head and row to row; axes that are missing have one place."""
+    return (0,) * (4 - len(strides)) + strides[:-1]
+
+
+def _run(
+    forward: Forward,
+    job: Any,
     q: NDArray,
     k: NDArray,
     v: NDArray,
     o: NDArray,
     lse: NDArray | None,
-    sequences: NDArray | None,
-    tasks: int,
-    sizes: tuple[int, int, int, int],
     lo: NDArray | None,
     hi: NDArray | None,
     seen: NDArray | None,
@@ -197,26 +221,29 @@ def _forward(
     scale: float | None,
     threads: int | None,
 ) -> None:
-    """Write o and lse; q, k, v and o have 4 axes; sizes: items, kv heads, and the queries and keys of one item."""
-    (_, Hq, _, D), Hkv, Dv, dtype = q.shape, k.shape[1], v.shape[3], q.dtype
-    scale, cap = checks.scale(scale, dtype), checks.softcap(softcap, dtype)
+    """Fill in a job what the layout does not say, and write o and lse. All arrays live until it is done."""
     threads = pool.thread_count(threads)
-    if not tasks:
-        return
-    scalar, (items, _, Sq, Sk) = SCALARS[dtype], sizes
-    seen, seen_steps = _rows_of_keys(seen)
-    bias, bias_steps = _rows_of_keys(bias)
-    fields = (
-        items, Hkv, Hq // Hkv, Sq, Sk, D, Dv, address(sequences),
-        address(q), *q.strides[:3], address(k), *k.strides[:3], address(v), *v.strides[:3], address(o), *o.strides[:3],
-        address(lse), *((0, 0, 0) if lse is None else lse.strides),
-        address(lo), address(hi), 0 if lo is None or len(lo) == 1 else lo.strides[0],
-        address(seen), *seen_steps, address(bias), *bias_steps, address(slopes), address(sinks),
-        (Dv - 1) % lanes(scalar) + 1 if Dv else 0, scale, cap or 0.0,
-    )  # fmt: skip
-    keys = Sk if hi is None else float(np.mean(hi - lo))
+    job.q, job.k, job.v, job.o = address(q), address(k), address(v), address(o)
+    if lse is not None:
+        job.lse = address(lse)
+    if lo is not None and hi is not None:
+        job.lo, job.hi, job.run_b = address(lo), address(hi), 0 if len(lo) == 1 else lo.strides[0]
+    if seen is not None:
+        seen, (job.seen_b, job.seen_h, job.seen_s, job.seen_j) = _rows_of_keys(seen)
+        job.seen = address(seen)
+    if bias is not None:
+        bias, (job.bias_b, job.bias_h, job.bias_s, job.bias_j) = _rows_of_keys(bias)
+        job.bias = address(bias)
+    if slopes is not None:
+        job.slopes = address(slopes)
+    if sinks is not None:
+        job.sink = address(sinks)
+    if scale is not None:
+        job.scale = checks.scale(scale, forward.dtype)
+    if softcap is not None:
+        job.cap = checks.softcap(softcap, forward.dtype)
     extra = slopes is not None or bias is not None or seen is not None
-    run_forward(scalar, fields, tasks, D, Dv, cap is not None, extra, 2 * queries(scalar) * keys * (D + Dv), threads)
+    forward.run(job, lo, hi, softcap is not None, extra, threads)
 
 
 def _result(out: NDArray | None, shape: tuple[int, ...], dtype: np.dtype, inputs: tuple) -> NDArray:
@@ -232,10 +259,8 @@ def _result(out: NDArray | None, shape: tuple[int, ...], dtype: np.dtype, inputs
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
     """An array that begins a cache line. NumPy's begin 16 bytes behind one, and every vector written costs two: 3 % at S 64."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + LINE, np.uint8)
-    start = -address(memory) % LINE
-    return memory[start:start + size].view(dtype).reshape(shape)
+    memory = np.empty(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, -address(memory) % LINE)
 
 
 def _put(o: NDArray, out: NDArray | None) -> NDArray:
@@ -246,10 +271,8 @@ def _put(o: NDArray, out: NDArray | None) -> NDArray:
     return out
 
 
-def _rows_of_keys(x: NDArray | None) -> tuple[NDArray | None, tuple[int, ...]]:
+def _rows_of_keys(x: NDArray) -> tuple[NDArray, tuple[int, ...]]:
     """x and its strides, with keys that have no gaps. One value for all keys is repeated for GRAIN of them, step 0."""
-    if x is None:
-        return None, (0, 0, 0, 0)
     one = x.shape[3] == 1
     if one or x.strides[3] != x.itemsize:
         # What is the same all along an axis is copied once.

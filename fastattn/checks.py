@@ -5,19 +5,25 @@ Kernels trust: what passes here is read and written by address. A message names 
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .tiles.job import Sizes
+
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def _shapes(**arrays: NDArray) -> str:
-    return ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+Shape: TypeAlias = tuple[int, ...]
+
+
+def _shapes(q: Shape, k: Shape, v: Shape) -> str:
+    return f"q {q}, k {k}, v {v}"
 
 
 def dtype(name: str, x: Any) -> np.dtype:
@@ -48,37 +54,39 @@ def floats(name: str, x: Any) -> NDArray:
         if x.dtype.newbyteorder("=") not in FLOATS:
             raise TypeError(f"{name} must be float32 or float64; got {x.dtype}")
         x = x.astype(x.dtype.newbyteorder("="))
-    if not x.flags.aligned or (x.shape and x.strides[-1] != x.itemsize and x.shape[-1] > 1):
+    flags = x.flags
+    if not flags.aligned or (not flags.c_contiguous and x.strides[-1] != x.itemsize and x.shape[-1] > 1):
         x = np.array(x, order="C")
     return x
 
 
-def operands(q: Any, k: Any, v: Any) -> tuple[NDArray, NDArray, NDArray, int]:
-    """q, k and v as arrays of one dtype and 4 axes that fit together, and the axes that they came with."""
-    q, k, v = floats("q", q), floats("k", k), floats("v", v)
-    if not q.dtype == k.dtype == v.dtype:
-        raise TypeError(f"q, k and v must have one dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
-    if not q.ndim == k.ndim == v.ndim or not 2 <= q.ndim <= 4:
-        raise ValueError(f"q, k and v must all be (B, H, S, D), all (H, S, D) or all (S, D); got {_shapes(q=q, k=k, v=v)}")
-    axes = q.ndim
-    while q.ndim < 4:
-        q, k, v = q[None], k[None], v[None]
-    if not q.shape[0] == k.shape[0] == v.shape[0]:
-        raise ValueError(f"q, k and v must have one batch size; got {_shapes(q=q, k=k, v=v)} as (B, H, S, D)")
-    _fit(q, k, v, 1, "(B, H, S, D)")
-    return q, k, v, axes
+def operands(dtypes: tuple[np.dtype, ...], shapes: tuple[Shape, ...]) -> Sizes:
+    """The sizes of q, k and v that have one dtype and fit together; axes that are missing count 1."""
+    _one_dtype(*dtypes)
+    axes = len(shapes[0])
+    if any(len(shape) != axes for shape in shapes) or not 2 <= axes <= 4:
+        raise ValueError(f"q, k and v must all be (B, H, S, D), all (H, S, D) or all (S, D); got {_shapes(*shapes)}")
+    q, k, v = ((1,) * (4 - axes) + shape for shape in shapes)
+    if not q[0] == k[0] == v[0]:
+        raise ValueError(f"q, k and v must have one batch size; got {_shapes(q, k, v)} as (B, H, S, D)")
+    _fit(q, k, v, "(B, H, S, D)")
+    return Sizes(B=q[0], Hq=q[1], Hkv=k[1], Sq=q[2], Sk=k[2], D=q[3], Dv=v[3])
 
 
-def _fit(q: NDArray, k: NDArray, v: NDArray, heads: int, layout: str) -> None:
-    """Heads, keys and channels of operands that have as many axes; `heads`: the axis of heads."""
-    Hq, Hkv = q.shape[heads], k.shape[heads]
-    if k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(f"k and v must have the same heads and the same keys; got {_shapes(q=q, k=k, v=v)} as {layout}")
-    if q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"q and k must have the same channels; got {_shapes(q=q, k=k, v=v)} as {layout}")
+def _one_dtype(q: np.dtype, k: np.dtype, v: np.dtype) -> None:
+    if not q == k == v:
+        raise TypeError(f"q, k and v must have one dtype; got {q}, {k}, {v}")
+
+
+def _fit(q: Shape, k: Shape, v: Shape, layout: str) -> None:
+    """Heads, keys and channels of operands that have as many axes, heads on the second."""
+    Hq, Hkv = q[1], k[1]
+    if k[:-1] != v[:-1]:
+        raise ValueError(f"k and v must have the same heads and the same keys; got {_shapes(q, k, v)} as {layout}")
+    if q[-1] != k[-1]:
+        raise ValueError(f"q and k must have the same channels; got {_shapes(q, k, v)} as {layout}")
     if Hq % Hkv if Hkv else Hq:
-        raise ValueError(f"the heads of q must be a multiple of the heads of k and v; got {_shapes(q=q, k=k, v=v)} "
-                         f"as {layout}")
+        raise ValueError(f"the heads of q must be a multiple of the heads of k and v; got {_shapes(q, k, v)} as {layout}")
 
 
 def number(name: str, x: Any, rule: str, holds: Callable[[float], bool]) -> float:
@@ -96,21 +104,23 @@ def number(name: str, x: Any, rule: str, holds: Callable[[float], bool]) -> floa
     return value
 
 
-def scale(x: Any, dtype: np.dtype) -> float:
-    """What scores are multiplied by; NaN if not given. Half the range is left for log2 e."""
-    if x is None:
-        return math.nan
-    most = float(np.finfo(dtype).max) / 2
-    return number("scale", x, f"a finite number, for {dtype} at most {most:.2g}", lambda scale: abs(scale) <= most)
-
-
-def softcap(x: Any, dtype: np.dtype) -> float | None:
-    """The cap of cap tanh(s / cap), or None."""
-    if x is None:
-        return None
+@functools.cache
+def _rules(dtype: np.dtype) -> dict[str, tuple[str, Callable[[float], bool]]]:
+    """What scale and softcap must be. Half the range is left for log2 e. To ask NumPy and to write it down takes 15 us."""
     least, most = float(np.finfo(dtype).tiny), float(np.finfo(dtype).max) / 2
-    return number("softcap", x, f"a positive finite number, for {dtype} from {least:.2g} to {most:.2g}",
-                  lambda cap: least <= cap <= most)
+    return {"scale": (f"a finite number, for {dtype} at most {most:.2g}", lambda scale: abs(scale) <= most),
+            "softcap": (f"a positive finite number, for {dtype} from {least:.2g} to {most:.2g}",
+                        lambda cap: least <= cap <= most)}
+
+
+def scale(x: Any, dtype: np.dtype) -> float:
+    """What scores are multiplied by."""
+    return number("scale", x, *_rules(dtype)["scale"])
+
+
+def softcap(x: Any, dtype: np.dtype) -> float:
+    """The cap of cap tanh(s / cap)."""
+    return number("softcap", x, *_rules(dtype)["softcap"])
 
 
 def per_head(name: str, x: Any, Hq: int, dtype: np.dtype) -> NDArray | None:
@@ -192,11 +202,10 @@ def cumulative(name: str, x: Any, rows: int, of: str) -> NDArray:
 def packed_operands(q: Any, k: Any, v: Any) -> tuple[NDArray, NDArray, NDArray]:
     """q, k and v of packed sequences, (T, H, D), as arrays of one dtype that fit together."""
     q, k, v = floats("q", q), floats("k", k), floats("v", v)
-    if not q.dtype == k.dtype == v.dtype:
-        raise TypeError(f"q, k and v must have one dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
+    _one_dtype(q.dtype, k.dtype, v.dtype)
     if not q.ndim == k.ndim == v.ndim == 3:
-        raise ValueError(f"q, k and v must be packed, (T, H, D); got {_shapes(q=q, k=k, v=v)}")
-    _fit(q, k, v, 1, "(T, H, D)")
+        raise ValueError(f"q, k and v must be packed, (T, H, D); got {_shapes(q.shape, k.shape, v.shape)}")
+    _fit(q.shape, k.shape, v.shape, "(T, H, D)")
     return q, k, v
 
 

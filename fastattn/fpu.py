@@ -75,14 +75,14 @@ def call(typingctx, address, job, work, budget):
         builder.call(entry, [result, unused, *numbers] + [ir.Constant(pointer, None)] * MARKERS)
         return builder.load(result)
 
-    return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
+    return types.int64(address, job, work, budget), codegen
 
 
-def guarded(address, job, work, budget):
-    """`call` in the default floating-point state."""
+def guarded(job, work):
+    """The pass that a job names (tiles/job.py), in the default floating-point state."""
     before = state()
     set_state(DEFAULT)
-    done = call(address, job, work, budget)
+    done = call(job.entry, job, work, job.budget)
     set_state(before)
     return done
 

@@ -321,14 +321,15 @@ def test_the_control_threads_of_the_standard_library_are_over_by_then(run):
 class Unkept(launch._Scratch):
     """Each thread's memory, of which a call keeps no more than where it is."""
 
-    def piece(self, *shape):
+    def piece(self, shape):
         if shape not in self.pieces:
-            record, memory = launch.scratch(*shape)
-            page = np.frombuffer(mmap.mmap(-1, len(record)), np.uint8)      # which goes when it is freed, unlike malloc's
-            page[:] = record
-            self.pieces[shape] = page, memory
-        page, _ = self.pieces[shape]
-        return np.frombuffer((ctypes.c_char * len(page)).from_address(page.ctypes.data), np.uint8), None
+            work = super().piece(shape)
+            page = mmap.mmap(-1, ctypes.sizeof(work))       # which goes when it is freed, unlike malloc's
+            page[:] = bytes(work)
+            paged = self.pieces[shape] = type(work).from_buffer(page)
+            paged.keeps = work.keeps
+        work = self.pieces[shape]
+        return type(work).from_address(ctypes.addressof(work))
 
 
 def ends_with_daemons_at_work(times, kept):
@@ -472,9 +473,9 @@ def unguarded():
     """The kernels called as they are."""
     kind = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * (5 + MARKERS))
 
-    def call(result, unused, entry, job, work, budget):
-        nothing = ctypes.c_int64()
-        return kind(entry)(result, ctypes.addressof(nothing), job, work, budget, *[0] * MARKERS)
+    def call(result, unused, job, work):
+        nothing, at_job, at_work = ctypes.c_int64(), ctypes.addressof(job), ctypes.addressof(work)
+        return kind(job.entry)(at_work, ctypes.addressof(nothing), at_job, at_work, job.budget, *[0] * MARKERS)
 
     return call
 
@@ -576,9 +577,14 @@ OPERANDS = {"q": (3, 3, 3, 8), "k": (3, 3, 3, 8), "v": (3, 3, 3, 5), "bias": (3,
 
 def wrap_offsets():
     """Every stride in 31 bits, as an int32 has them; not negative and no greater, so that they stay within the array."""
-    pack, strides = launch.JOB.pack, [name[-2:] in ("_b", "_h", "_s") for name in launch.JOB.kinds]
-    launch.JOB.pack = lambda values: pack([x & 0x7FFFFFFF if is_stride else x
-                                           for x, is_stride in zip(values, strides, strict=True)])
+    run, strides = launch.Forward.run, [name for name in launch.JOB.kinds if name[-2:] in ("_b", "_h", "_s")]
+
+    def wrapped(self, job, *options):
+        for name in strides:
+            setattr(job, name, getattr(job, name) & 0x7FFFFFFF)
+        run(self, job, *options)
+
+    launch.Forward.run = wrapped
 
 
 def with_big_strides(wrapped):

@@ -1,4 +1,7 @@
-"""From the fields of a job to its result: pick the compiled variant, share the tasks among threads.
+"""From a job to its result: pick the compiled variant, share the tasks among threads.
+
+What follows from how a call's arrays lie, and from nothing else, is worked out once and kept (`Forward`): a model's layers
+call with the same shapes again and again.
 
 A variant is a list of types: of the score tile, of the mix tiles that v's channels need, of what is there or not.
 `compile_forward` makes one ahead of its first use.
@@ -8,8 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ from ..fpu import guarded
 from ..jit import native
 from ..simd.vec import lanes
 from ..tiles import pool
-from ..tiles.job import JOB, WORK, address, scratch
+from ..tiles.job import JOB, WORK, Sizes, scratch
 from ..tiles.sizes import Channels, mix_shape, queries, queries_shape
 from .forward import forward
 
@@ -30,18 +34,21 @@ SLICE_FLOPS = 1e9
 # Below so much work a second thread costs more than it gives: 300 us at 100 GFLOP/s.
 SERIAL_FLOPS = 3e7
 
-# result, unused, address, job, work, budget; ctypes lets go of the GIL
-_guard = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 6)
+# result, unused, job, work; ctypes lets go of the GIL. The result goes to the first field of `work`. Addresses as c_int64
+# would take twice the time.
+_guard = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(WORK.memory), ctypes.c_void_p, ctypes.POINTER(JOB.memory),
+                          ctypes.POINTER(WORK.memory))
 
 
 @functools.cache
 def _guarded():
-    return _guard(native(guarded, (types.int64,) * 4))
+    return _guard(native(guarded, (JOB, WORK)))
 
 
 @functools.cache
-def compile_forward(scalar: types.Type, Dv: int, capped: bool, extra: bool) -> int:
+def compile_forward(dtype: np.dtype, Dv: int, capped: bool, extra: bool) -> int:
     """The address of the forward pass for these types; any Dv with the same vectors and the same rest gives the same."""
+    scalar = SCALARS[dtype]
     channels = Channels.of(scalar, Dv)
     wide = mix_shape(scalar, channels.wide) if Dv > channels.last * lanes(scalar) else types.none
     tail = types.int64 if Dv % lanes(scalar) or not Dv else types.none      # Dv = 0: a vector of which nothing is touched
@@ -54,41 +61,66 @@ class _Scratch(threading.local):
     """Each thread's memory, one piece for each shape; none is used across two native calls."""
 
     def __init__(self) -> None:
-        self.pieces: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
+        self.pieces: dict[tuple[np.dtype, int, int], Any] = {}
 
-    def piece(self, *shape: Any) -> tuple[np.ndarray, np.ndarray]:
+    def piece(self, shape: tuple[np.dtype, int, int]) -> Any:
+        """WORK for this dtype, D and Dv."""
         found = self.pieces.get(shape)
         if found is None:
             if len(self.pieces) == 8:
                 self.pieces.clear()
-            found = self.pieces[shape] = scratch(*shape)
+            dtype, D, Dv = shape
+            found = self.pieces[shape] = scratch(SCALARS[dtype], D, Dv)
         return found
 
 
 _scratch = _Scratch()
 
 
-def run_forward(scalar: types.Type, fields: Sequence, tasks: int, D: int, Dv: int, capped: bool, extra: bool,
-                flops: float, threads: int) -> None:
-    """Run `tasks` tasks of about `flops` each. fields: those of JOB after counter and tasks; the caller keeps the arrays
-    they point to until this returns, which it does only when no thread works on the job any more."""
-    entry, guard = compile_forward(scalar, Dv, capped, extra), _guarded()
-    counter = np.zeros(1, np.int64)
-    job = JOB.pack((address(counter), tasks, *fields))
-    at_job = address(job)
-    budget = max(1, int(SLICE_FLOPS / (flops + 1)))
+class Forward:
+    """The forward pass over operands of known dtype, sizes and strides.
 
-    def step() -> bool:
-        # Both belong to this call: a signal handler may call attention in between, and at the interpreter's exit what
-        # belongs to a module is freed while a daemon thread is still inside a kernel.
-        memory, result = _scratch.piece(scalar, D, Dv), ctypes.c_int64()
-        guard(ctypes.addressof(result), 0, entry, at_job, address(memory[0]), budget)
-        return result.value == budget
+    It does not change, so that any number of calls may share it, one inside another too: each has a job of its own.
+    """
 
-    def stop() -> None:
-        counter[0] = tasks
+    def __init__(self, dtype: np.dtype, sizes: Sizes, tasks: int, strides: Mapping[str, tuple[int, ...]]) -> None:
+        """strides: bytes from item to item, head to head and row to row of q, k, v, o and lse."""
+        scalar, (B, Hq, Hkv, Sq, Sk, D, Dv) = SCALARS[dtype], sizes
+        steps = {f"{x}_{axis}": step for x, steps in strides.items() for axis, step in zip("bhs", steps)}
+        self.dtype, self.sizes, self.scratch = dtype, sizes, (dtype, D, Dv)
+        self.flops = 2 * queries(scalar) * (D + Dv)                 # of a task, for each key that its queries see
+        self._job = bytes(JOB.memory(tasks=tasks, items=B, heads=Hkv, group=Hq // Hkv if Hkv else 0, Sq=Sq, Sk=Sk, D=D, Dv=Dv,
+                                     tail=(Dv - 1) % lanes(scalar) + 1 if Dv else 0, scale=math.nan, **steps))
 
-    pool.run(step, stop, 1 if tasks * flops < SERIAL_FLOPS else min(threads, tasks))
+    def job(self) -> Any:
+        """A call's own record of itself; what is missing are addresses and options."""
+        job = JOB.memory.from_buffer_copy(self._job)
+        job.counter = ctypes.addressof(job)
+        return job
+
+    def run(self, job: Any, lo: np.ndarray | None, hi: np.ndarray | None, capped: bool, extra: bool, threads: int) -> None:
+        """Run the job, whose runs are lo and hi if it has any. The caller keeps the arrays that it points to until this returns,
+        which it does only when no thread works on them any more."""
+        if not job.tasks:
+            return
+        job.entry, guard, keys = compile_forward(self.dtype, self.sizes.Dv, capped, extra), _guarded(), self.sizes.Sk
+        # Only where it may matter is it worth 2 us to know how many keys a mask leaves.
+        if hi is not None and job.tasks * self.flops * keys >= SERIAL_FLOPS:
+            keys = (hi - lo).sum() / hi.size
+        flops = self.flops * keys
+        job.budget = min(job.tasks, max(1, int(SLICE_FLOPS / (flops + 1))))      # which fits in 64 bits
+
+        def step() -> bool:
+            # On variables of this frame: at the interpreter's exit what belongs to a module is freed while a daemon thread is
+            # still inside a kernel. A signal handler may call attention in between; nothing in `work` outlasts a native call.
+            work = _scratch.piece(self.scratch)
+            guard(work, None, job, work)
+            return job.taken < job.tasks
+
+        def stop() -> None:
+            job.taken = job.tasks
+
+        pool.run(step, stop, 1 if job.tasks * flops < SERIAL_FLOPS else min(threads, job.tasks))
 
 
 def forward_tiles(dtype: np.dtype, rows):

@@ -6,6 +6,7 @@ All places and distances are bytes, all offsets int64: a row may lie more than 2
 from __future__ import annotations
 
 import ctypes
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -15,14 +16,29 @@ from ..simd.vec import lanes, size
 from .record import Record
 from .sizes import BLOCK, GRAIN, VECS, queries
 
+
+class Sizes(NamedTuple):
+    """How much there is of everything; Sq and Sk are the longest where sequences differ."""
+
+    B: int
+    Hq: int
+    Hkv: int
+    Sq: int
+    Sk: int
+    D: int
+    Dv: int
+
+
 JOB = Record("Job", """
-    counter tasks items heads group Sq Sk D Dv sequences
+    taken counter tasks entry budget items heads group Sq Sk D Dv sequences
     q q_b q_h q_s  k k_b k_h k_s  v v_b v_h v_s  o o_b o_h o_s  lse lse_b lse_h lse_s
     lo hi run_b  seen seen_b seen_h seen_s seen_j  bias bias_b bias_h bias_s bias_j
     slopes sink tail scale:d cap:d
 """)
 """
-    counter      the next task, taken atomically       tasks      how many there are
+    taken        the next task; taken atomically, through its address, which is the job's own: `counter`
+    tasks        how many there are
+    entry        the forward pass, by jit.native       budget     tasks that it takes before it returns to Python
     items        B        heads  Hkv        group  Hq / Hkv
     sequences    0, or five int64 for each b: first query row, first key row, Sq, Sk, first task
     lo hi        0, or int64 runs (B or 1, Sq)          run_b      0 or the bytes of a row of them
@@ -33,6 +49,7 @@ JOB = Record("Job", """
     scale cap    as they were given; NaN: 1 / sqrt(D). What follows from them is computed in the kernel's rounding mode
 """
 
+# done                what the last native call returned; nobody reads it
 # Numbers a query has, one vector row each; int64 a query has; int64 a vector of queries has, or one alone; the blocks.
 # kept top            taken off scores; the largest score so far: micro/softmax.py
 # part                the sum of this block's weights; after `close` 1 / l
@@ -48,11 +65,11 @@ JOB = Record("Job", """
 _STATE = "kept top part l l_far sees lo hi position slope slope_rest factor"
 _TABLE = "q_at o_at lse_at bias_at seen_at first last where"
 _WORDS = "vec_first vec_last ahead ahead_bytes"
-WORK = Record("Work", f"{_STATE} {_TABLE} {_WORDS} qt s addend tail o o_far v o_row v_row")
+WORK = Record("Work", f"done {_STATE} {_TABLE} {_WORDS} qt s addend tail o o_far v o_row v_row")
 
 
-def scratch(scalar: types.Type, D: int, Dv: int) -> tuple[np.ndarray, np.ndarray]:
-    """The record and the memory behind it, for one thread: D = Dv = 64 in float32 takes 98 KB under AVX-512."""
+def scratch(scalar: types.Type, D: int, Dv: int) -> Any:
+    """The record, which keeps the memory behind it, for one thread: D = Dv = 64 in float32 takes 98 KB under AVX-512."""
     item, W = size(scalar), queries(scalar)
     width = -(-max(Dv, 1) // lanes(scalar)) * lanes(scalar)
     depth = -(-max(D, 1) // lanes(scalar)) * lanes(scalar)
@@ -67,21 +84,23 @@ def scratch(scalar: types.Type, D: int, Dv: int) -> tuple[np.ndarray, np.ndarray
         end += -(-bytes_ // LINE) * LINE
     memory = np.zeros(end + LINE, np.uint8)
     start = -(-memory.ctypes.data // LINE) * LINE               # whole vectors that do not cross a cache line
-    record = WORK.pack([start + places[name] for name in sizes] + [width * item, width * item])
-    return record, memory
+    work = WORK.memory(o_row=width * item, v_row=width * item, **{name: start + at for name, at in places.items()})
+    work.keeps = memory
+    return work
 
 
 # An array's first field behind what every Python object has: char *data of PyArrayObject, part of NumPy's binary interface.
 _DATA = object.__basicsize__
+_word = ctypes.c_size_t.from_address
 
 
-def address(x: np.ndarray | None) -> int:
-    """Where an array's data begins; 0 without one. x.ctypes.data says the same in 0.75 us, of which a call needs seven."""
-    return 0 if x is None else ctypes.c_size_t.from_address(id(x) + _DATA).value
+def address(x: np.ndarray) -> int:
+    """Where an array's data begins. x.ctypes.data says the same in six times the time, and a call needs five."""
+    return _word(id(x) + _DATA).value
 
 
 _probe = np.zeros(1)
 if address(_probe) != _probe.ctypes.data:
-    def address(x: np.ndarray | None) -> int:
-        """Where an array's data begins; 0 without one."""
-        return 0 if x is None else x.ctypes.data
+    def address(x: np.ndarray) -> int:
+        """Where an array's data begins."""
+        return x.ctypes.data
