@@ -61,7 +61,8 @@ def attention(
 
     Under causal the last query stands at the last key:    Sq = 2, Sk = 5    # # # # .
                                                                              # # # # #
-    Error: at most twice that of the same formula in NumPy at q's precision, and 2 ULP (tests/bounds.py).
+    Error: within the bound of tests/bounds.py; its root mean square at most twice that of the same formula in NumPy at q's
+    precision, and 2 ULP, where nothing is added to the scores.
     Bits: the same for any number of threads, batch, strides, and whatever hidden values there are.
     Memory besides the result: O(threads), and 16 bytes for each query under a mask; never O(Sq Sk). Copied: what has gaps
     along its last axis, o where `out` cannot be written directly, boolean masks that are joined.
@@ -173,13 +174,13 @@ def compile(*, dtypes: Sequence[DTypeLike] = ("float32",), channels: Sequence[in
     """Compile ahead of the first call, for values of so many channels: a build step for images.
 
     Four variants for each dtype and number of channels, with and without softcap and what is added to scores, 3 to 4 s each.
-    Raises TypeError for another dtype.
+    Raises TypeError for another dtype and for channels that are no integers, ValueError for negative ones.
 
     Without it a call compiles what it needs, once, and leaves it in the cache (`cache_info`).
     """
     for dtype in dtypes:
         checked = checks.dtype("dtypes", dtype)
-        for Dv in channels:
+        for Dv in [checks.integer("channels", n, 0) for n in channels]:
             for capped in (False, True):
                 for extra in (False, True):
                     compile_forward(checked, Dv, capped, extra)

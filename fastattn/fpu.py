@@ -6,16 +6,22 @@ them unasked. With them the bits of a result would depend on which thread took a
 NumPy warns of nothing that happened here.
 
 The kernel is called through its address: LLVM sees no link between the state and arithmetic, and would move inlined
-arithmetic across the change.
+arithmetic across the change. What NumPy computes for us is put between two calls, `default_state`.
 """
 
 from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Callable, Iterator
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .jit import native
 from .machine import TARGET
 
 # All exceptions masked, round to nearest, subnormals kept: MXCSR, and FPCR, where that is 0.
@@ -86,3 +92,33 @@ def guarded(job, work):
     set_state(before)
     return done
 
+
+
+def swapped(value):
+    """Set this thread's state; gives the one before."""
+    before = state()
+    set_state(value)
+    return before
+
+
+@functools.cache
+def _swapped() -> Callable[[int], int]:
+    entry = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(native(swapped, (types.int64,)))
+
+    def swap(value: int) -> int:
+        before = ctypes.c_int64()
+        entry(ctypes.addressof(before), None, value)
+        return before.value
+
+    return swap
+
+
+@contextlib.contextmanager
+def default_state() -> Iterator[None]:
+    """What the block computes, it computes in the default floating-point state; afterwards this thread's is what it was."""
+    swap = _swapped()
+    before = swap(DEFAULT)
+    try:
+        yield
+    finally:
+        swap(before)

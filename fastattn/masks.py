@@ -101,6 +101,14 @@ class Mask:
     def __bool__(self) -> NoReturn:
         raise TypeError("a mask is neither true nor false; masks are joined with &, not with `and`")
 
+    def __or__(self, other: object) -> NoReturn:
+        raise TypeError("masks are joined with &, what all let through; for | join boolean arrays, mask.materialize(Sq, Sk)")
+
+    __ror__ = __or__
+
+    def __call__(self, *arguments: object, **named: object) -> NoReturn:
+        raise TypeError(f"{self!r} is a mask, not a function that makes one: pass mask={self!r}")
+
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"masks do not change; make a new one instead of setting {name}")
 
@@ -322,8 +330,10 @@ class Boolean(Mask):
     def fit(self, B: int | None, Sq: int, Sk: int) -> None:
         sizes = (self.seen.shape[-1:], Sk), (self.seen.shape[-2:-1], Sq), (self.seen.shape[-4:-3], B)
         if self.seen.ndim > 4 or any(size not in ((), (1,), (want,)) for size, want in sizes if want is not None):
+            hint = "; keys of each sequence are mask[:, None, None], padding is lengths([...])"
             raise ValueError(f"mask must broadcast to (B, Hq, Sq, Sk); got {self.seen.shape} for "
-                             f"{'' if B is None else f'B = {B}, '}Sq = {Sq}, Sk = {Sk}")
+                             f"{'' if B is None else f'B = {B}, '}Sq = {Sq}, Sk = {Sk}"
+                             f"{hint if self.seen.shape == (B, Sk) else ''}")
 
     def __repr__(self) -> str:
         return f"<bool {self.seen.shape}>"

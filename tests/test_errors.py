@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastattn import attention, attention_varlen, compile, merge_states, threads
+from fastattn import attention, attention_varlen, causal, compile, merge_states, threads, window
 
 x = np.ones((2, 4, 5, 8), "f4")
 y = x[0].transpose(1, 0, 2).copy()                  # (T, H, D)
@@ -55,7 +55,15 @@ WRONG = [
     (lambda: attention(x, x, x, mask=np.ones((3, 5), bool)), ValueError, "mask must broadcast"),
     (lambda: attention(x, x, x, mask=np.ones((3, 1, 1, 5), bool)), ValueError, "mask must broadcast"),
     (lambda: attention(x, x, x, mask=np.ones((1, 3, 5, 5), bool)), ValueError, "mask must broadcast"),
+    (lambda: attention(x, x, x, mask=np.ones((2, 5), bool)), ValueError, r"keys of each sequence are mask\[:, None, None\], padding"),
     (lambda: attention(x, x, x, mask="causal"), TypeError, "mask must be a mask"),
+    (lambda: causal | window(3), TypeError, "masks are joined with &"),
+    (lambda: np.ones((5, 5), bool) | causal, TypeError, "masks are joined with &"),
+    (lambda: causal(), TypeError, "causal is a mask, not a function that makes one: pass mask=causal"),
+    (lambda: attention(x, x, x, mask=window(3)(2)), TypeError, r"pass mask=window\(3\)"),
+    (lambda: compile(channels=[-1]), ValueError, "channels must be at least 0; got -1"),
+    (lambda: compile(channels=[2.5]), TypeError, "channels must be an integer; got float"),
+    (lambda: compile(channels=["a"]), TypeError, "channels must be an integer; got str"),
     (lambda: attention(x, x, x, out=[1]), TypeError, "out must be a plain NumPy array; got list"),
     (lambda: attention(x, x, x, out=np.ma.masked_array(x)), TypeError, "out must be a plain NumPy array; got MaskedArray"),
     (lambda: attention(x, x, x, out=x.astype(">f4")), TypeError, "out must have q's dtype in native byte order; got >f4"),

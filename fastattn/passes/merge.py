@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..fpu import default_state
+
 
 def merged(outs: Sequence[NDArray], lses: Sequence[NDArray]) -> tuple[NDArray, NDArray]:
     """o and lse over the union of the states' keys, in their dtype; sums are made in index order, in float64."""
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"), default_state():
         m = np.max(lses, axis=0)
         # Nothing has been seen yet, here or anywhere: -inf - -inf would be NaN, and there is nothing to join.
         base = np.where(m == -np.inf, 0, m).astype(np.float64)
