@@ -2,6 +2,7 @@
 
     python -m benchmarks.report results.json                 print the table
     python -m benchmarks.report results.json README.md       put it between <!-- table: forward --> and <!-- /table -->
+                        ... --name forward-avx2              one of several: <!-- table: forward-avx2 -->
 
 Losses stand in the table like wins. Nothing here is written by hand or rounded in our favour: a ratio that shows as 1.00 may
 be a loss by 0.4 %, and then is marked as one.
@@ -118,8 +119,11 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 # ---- as the README's table -----------------------------------------------------------------------------------------------
-def table(result: Measured) -> str:
-    """Markdown: one line a case, losses in bold, what it was measured with below."""
+NAME = "forward"
+
+
+def table(result: Measured, name: str = NAME) -> str:
+    """Markdown: one line a case, losses in bold, what it was measured with below. name: the table's in the document."""
     rivals = [name for name, version in result["versions"].items() if version and name != OURS]
     head = ["B, H, S, D", "mask", "fastattn", *rivals, "× best rival", "of FMA peak"]
     lines = [head, ["---", "---", *["--:"] * (len(head) - 2)], *(_cells(row, rivals) for row in result["cases"])]
@@ -135,7 +139,8 @@ def table(result: Measured) -> str:
         f"The peak is measured in the same rounds; only pairs of query and key that the mask lets through count as work.",
         "",
         f"{versions}; Numba {m['numba']}, Python {m['python']}, {m['system']}; {result['date']}. "
-        f"`{result['command']} --json results.json && python -m benchmarks.report results.json README.md` makes this table.",
+        f"`{result['command']} --json results.json && python -m benchmarks.report results.json README.md"
+        f"{'' if name == NAME else f' --name {name}'}` makes this table.",
     ])
 
 
@@ -168,9 +173,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="what benchmarks.compare --json wrote")
     parser.add_argument("document", type=Path, nargs="?", help="the Markdown file that gets the table")
-    parser.add_argument("--name", default="forward", help="the table's name in the document")
+    parser.add_argument("--name", default=NAME, help="the table's name in the document")
     given = parser.parse_args(argv)
-    content = table(json.loads(given.results.read_text(encoding="utf-8")))
+    content = table(json.loads(given.results.read_text(encoding="utf-8")), given.name)
     if given.document is None:
         print(content)
     else:

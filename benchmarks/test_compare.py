@@ -255,6 +255,11 @@ def test_putting_a_table_twice_changes_nothing_and_leaves_the_rest():
     assert once.endswith("<!-- /table -->\nafter\n<!-- table: other -->\nkept\n<!-- /table -->\n")
 
 
+def test_a_table_says_how_it_is_made_again():
+    assert "report results.json README.md` makes this table" in report.table(result(made()))
+    assert "report results.json README.md --name other` makes this table" in report.table(result(made()), "other")
+
+
 @pytest.mark.parametrize("document", ["no markers", "<!-- table: forward -->\n", "<!-- table: forward -->\n<!-- /table -->" * 2])
 def test_a_document_without_one_place_for_the_table_is_refused(document):
     with pytest.raises(ValueError, match="the document needs"):
