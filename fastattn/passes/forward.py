@@ -206,13 +206,14 @@ def clear(full, s, keys, v0, v1):
 
 @kernel
 def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_last, vecs, v):
-    """Weigh a block. True if all of it went without mask code: every query sees every key."""
+    """Weigh a block. True if every query sees every key of it."""
     V = lanes_of(full) * size_of(full)
     W = vecs_of(full) * V
     j, whole, edges = 0, True, False
     while j < keys:
         a, n = j0 + j, min(GRAIN, keys - j)
-        if plain and n == GRAIN and a >= all_first and a + GRAIN <= all_last:
+        full_view = plain and a >= all_first and a + n <= all_last
+        if full_view and n == GRAIN:
             run = GRAIN
             while run < RUN and j + run + GRAIN <= keys and a + run + GRAIN <= all_last:
                 run += GRAIN
@@ -221,7 +222,7 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
                 store(zeros(lane_of(full)), work.sees + x, 0)
             j += run
             continue
-        whole = False
+        whole = whole and full_view
         if not edges:
             place_edges(full, work, extra, j0, vecs)
             edges = True
