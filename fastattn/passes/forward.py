@@ -42,6 +42,7 @@ from ..simd.vec import (
     byte,
     column_of,
     double_of,
+    fetch,
     fetch_to_write,
     fill,
     lane_of,
@@ -446,11 +447,15 @@ def write_lse(full, job, work, rows):
 
 
 @kernel
-def fetch_result(full, job, work, rows):
-    """Ask for the lines that the result will be written to. They are at hand nowhere: 3 to 10 % where heads are short."""
+def fetch_others(full, job, work, rows, keys):
+    """Ask for the lines that the result will be written to, which are at hand nowhere, 3 to 10 % where heads are short; and for
+    what `score` leaves of the next task's queries, of which it fetches one with each of the last block's keys."""
     for r in range(rows):
         for c in range(0, job.Dv * size_of(full), LINE):
             fetch_to_write(lane_of(full), word(work.o_at + 8 * r) + c, 0)
+    for r in range(keys, vecs_of(full) * lanes_of(full)):
+        for c in range(0, job.D * size_of(full), LINE):
+            fetch(lane_of(full), word(work.ahead) + r * job.q_s + c, 0)
 
 
 @kernel
@@ -492,7 +497,7 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
             put_word(work.ahead_bytes, 0)
             if j0 + BLOCK >= end:
                 put_word(work.ahead_bytes, job.D * size_of(full))
-                fetch_result(full, job, work, rows)
+                fetch_others(full, job, work, rows, keys)
             moved, whole, poison = LOST, True, False
             while moved == LOST:
                 store(zeros(row), work.part, W)
