@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,8 +116,8 @@ def attention_varlen(
     cu_seqlens_*  (B + 1,) integers: 0, then where each sequence ends; they never decrease and end within T
     mask          causal, causal_top_left, window, prefix, by each sequence's own lengths; None: every key of the sequence
 
-    The other arguments, the formula and the promises are `attention`'s. Returns o (Tq, Hq, Dv) and lse (Tq, Hq); rows
-    behind the last sequence are 0 and -inf. A sequence without keys gives the same.
+    The other arguments, the formula and the promises are `attention`'s; there is no bias. Returns o (Tq, Hq, Dv) and lse
+    (Tq, Hq); rows behind the last sequence are 0 and -inf. A sequence without keys gives the same.
 
     >>> o = attention_varlen(q, k, v, [0, 7, 12], [0, 7, 12], mask=causal)
     """
@@ -126,7 +126,7 @@ def attention_varlen(
     starts_q = checks.cumulative("cu_seqlens_q", cu_seqlens_q, Tq, "q")
     starts_k = checks.cumulative("cu_seqlens_k", cu_seqlens_k, Tk, "k and v")
     if starts_q.shape != starts_k.shape:
-        raise ValueError(f"cu_seqlens_q and cu_seqlens_k must be as long; got {starts_q.shape} and {starts_k.shape}")
+        raise ValueError(f"cu_seqlens_q and cu_seqlens_k must be equally long; got {starts_q.shape} and {starts_k.shape}")
     Sq, Sk = np.diff(starts_q), np.diff(starts_k)
     lo, hi = runs_packed(mask, starts_q, Sk, Tq)
     tiles = forward_tiles(dtype, (Hq // Hkv if Hkv else 0) * Sq)
@@ -170,20 +170,26 @@ def merge_states(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike]) -> tuple[
     return merged(*checks.states(outs, lses))
 
 
-def compile(*, dtypes: Sequence[DTypeLike] = ("float32",), channels: Sequence[int] = (64,)) -> None:
+def compile(*, dtypes: DTypeLike | Iterable[DTypeLike] = "float32", channels: int | Iterable[int] = 64) -> None:
     """Compile ahead of the first call, for values of so many channels: a build step for images.
 
-    Four variants for each dtype and number of channels, with and without softcap and what is added to scores, 3 to 4 s each.
+    Four variants for each dtype and number of channels, with and without softcap and what is added to scores, some seconds each.
+    Numbers of channels that are cut into registers alike share them: float32 with 64 serves 32, 80 and 128, too.
     Raises TypeError for another dtype and for channels that are no integers, ValueError for negative ones.
 
     Without it a call compiles what it needs, once, and leaves it in the cache (`cache_info`).
     """
-    for dtype in dtypes:
+    for dtype in _each(dtypes):
         checked = checks.dtype("dtypes", dtype)
-        for Dv in [checks.integer("channels", n, 0) for n in channels]:
+        for Dv in [checks.integer("channels", n, 0) for n in _each(channels)]:
             for capped in (False, True):
                 for extra in (False, True):
                     compile_forward(checked, Dv, capped, extra)
+
+
+def _each(x: Any) -> list:
+    """One, or what there is of them."""
+    return list(x) if isinstance(x, Iterable) and not isinstance(x, (str, type)) else [x]
 
 
 # ---- what both have in common ------------------------------------------------------------------------------------------

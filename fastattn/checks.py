@@ -52,7 +52,8 @@ def floats(name: str, x: Any) -> NDArray:
         x = plain(name, x)
     if x.dtype not in FLOATS:
         if x.dtype.newbyteorder("=") not in FLOATS:
-            raise TypeError(f"{name} must be float32 or float64; got {x.dtype}")
+            hint = "" if x.dtype.kind in "OSU" else "; convert it, as in x.astype(np.float32)"
+            raise TypeError(f"{name} must be float32 or float64; got {x.dtype}{hint}")
         x = x.astype(x.dtype.newbyteorder("="))
     flags = x.flags
     if not flags.aligned or (not flags.c_contiguous and x.strides[-1] != x.itemsize and x.shape[-1] > 1):
@@ -68,7 +69,8 @@ def operands(dtypes: tuple[np.dtype, ...], shapes: tuple[Shape, ...]) -> Sizes:
         raise ValueError(f"q, k and v must all be (B, H, S, D), all (H, S, D) or all (S, D); got {_shapes(*shapes)}")
     q, k, v = ((1,) * (4 - axes) + shape for shape in shapes)
     if not q[0] == k[0] == v[0]:
-        raise ValueError(f"q, k and v must have one batch size; got {_shapes(q, k, v)} as (B, H, S, D)")
+        raise ValueError(f"q, k and v must have one batch size; got {_shapes(q, k, v)} as (B, H, S, D); np.broadcast_to "
+                         f"repeats an item without a copy")
     _fit(q, k, v, "(B, H, S, D)")
     return Sizes(B=q[0], Hq=q[1], Hkv=k[1], Sq=q[2], Sk=k[2], D=q[3], Dv=v[3])
 
@@ -218,7 +220,7 @@ def states(outs: Any, lses: Any) -> tuple[list[NDArray], list[NDArray]]:
     for n, (o, lse) in enumerate(zip(outs, lses, strict=True)):
         if o.shape != outs[0].shape or o.ndim < 1 or lse.shape != o.shape[:-1]:
             raise ValueError(f"outs must have one shape (..., Dv) and lses its (...); outs[0] is {outs[0].shape}, "
-                             f"outs[{n}] {o.shape}, lses[{n}] {lse.shape}")
+                             f"outs[{n}] {o.shape}, lses[{n}] {lse.shape}; pairs (o, lse) are passed as merge_states(*zip(a, b))")
         if o.dtype != outs[0].dtype or lse.dtype != o.dtype:
             raise TypeError(f"outs and lses must have one dtype; outs[0] has {outs[0].dtype}, outs[{n}] {o.dtype}, "
                             f"lses[{n}] {lse.dtype}")
@@ -230,7 +232,10 @@ def booleans(x: Any) -> NDArray[np.bool_]:
     """x as a boolean array."""
     seen = plain("mask", x)
     if seen.dtype != bool:
-        hint = {"f": "; what is added to the scores is a bias", "i": "; use x != 0", "u": "; use x != 0"}
+        hint = {"f": "; what is added to the scores is a bias", "i": "; use x != 0", "u": "; use x != 0",
+                "U": f"; not its name, but the mask itself: mask=fastattn.{x}", "O": "; several are joined with &"}
+        if isinstance(x, type):
+            hint["O"] = f"; call it with its arguments: mask={x.__name__}(...)"
         what = type(x).__name__ if seen.dtype == object else f"an array of {seen.dtype}"
         raise TypeError(f"mask must be a mask (causal, window(left, right), ...) or a boolean array; got {what}"
                         f"{hint.get(seen.dtype.kind, '')}")

@@ -39,16 +39,26 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_info(args: argparse.Namespace) -> None:
     from . import cache_info, machine
+    from .tiles.pool import thread_count
 
-    table("machine", machine.describe())
+    table("machine", {**machine.describe(), "threads": thread_count()})
     table("cache", cache_info())
 
 
 def run_compile(args: argparse.Namespace) -> None:
     from . import cache_info, compile
 
+    if cache_info()["directory"] is None:
+        asked = os.environ.get("FASTATTN_CACHE")
+        why = "FASTATTN_CACHE=0" if asked == "0" else f"{asked or 'its directory'} must be a directory that you alone can write"
+        raise CompileError(f"there is no cache that the code could be left in: {why}")
+    print("compiling four kernels, some seconds each ...", flush=True)
     compile()
     table("cache", cache_info())
+
+
+class CompileError(Exception):
+    """Why compiling would be in vain."""
 
 
 def table(name: str, entries: Mapping[str, object]) -> None:
@@ -70,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         commands[args.command](args)
         sys.stdout.flush()
-    except DemoError as error:
-        print(f"fastattn demo: {error}", file=sys.stderr)
+    except (DemoError, CompileError) as error:
+        print(f"fastattn {args.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:                         # the reader (`head`) has gone; Python's last flush must not say so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

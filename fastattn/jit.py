@@ -102,7 +102,7 @@ def cache_directory() -> Path | None:
         return None
     try:
         if asked:
-            return private_directory(Path(asked))
+            return private_directory(Path(asked).expanduser())      # a Dockerfile's ENV leaves ~ as it is
         home = Path(os.environ.get("XDG_CACHE_HOME", ""))
         if not home.is_absolute():                  # then, says XDG, it is to be ignored
             home = Path.home() / ".cache"

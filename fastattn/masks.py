@@ -106,6 +106,9 @@ class Mask:
 
     __ror__ = __or__
 
+    def __invert__(self) -> NoReturn:
+        raise TypeError("a mask has no ~; for the keys that it hides invert a boolean array, ~mask.materialize(Sq, Sk)")
+
     def __call__(self, *arguments: object, **named: object) -> NoReturn:
         raise TypeError(f"{self!r} is a mask, not a function that makes one: pass mask={self!r}")
 

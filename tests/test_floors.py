@@ -25,7 +25,7 @@ FLOORS = [
     ("masks", "checks"),
     ("api",),
     ("",),                                          # fastattn itself: what is public
-    ("data", "data.words", "data.model", "data.make", "demo", "cli"),
+    ("data", "data.words", "data.model", "data.make", "demo", "cli", "__main__"),
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 PACKAGES = {"simd", "micro", "tiles", "passes"}     # nothing but a docstring
