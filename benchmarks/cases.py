@@ -131,13 +131,15 @@ CASES = (
     Case("f64",            1,   8,  8, 1024, 1024,  64,  64, ALL,    F64, 1.2, 0.90),
     Case("f64-causal",     1,   8,  8, 1024, 1024,  64,  64, CAUSAL, F64, 1.8, 0.80),
     # One sentence in MiniLM, an image in ViT, 30 s of sound in Whisper, text seen by an image in Stable Diffusion, a prompt
-    # in Llama 3.2 1B, its last 128 words against those before, multi-head latent attention, and the least that can be asked.
+    # in Llama 3.2 1B, its last 128 words against those before and the next word, multi-head latent attention, and the least
+    # that can be asked.
     Case("sentence",       1,  12, 12,   16,   16,  32,  32, ALL,    F32),
     Case("image",          1,  12, 12,  197,  197,  64,  64, ALL,    F32),
     Case("sound",          1,   8,  8, 1500, 1500,  64,  64, ALL,    F32),
     Case("cross",          2,   8,  8, 4096,   77,  40,  40, ALL,    F32),
     Case("prompt",         1,  32,  8, 1024, 1024,  64,  64, CAUSAL, F32),
     Case("chunk",          1,  32,  8,  128, 1024,  64,  64, CAUSAL, F32),
+    Case("next",           1,  32,  8,    1, 1024,  64,  64, CAUSAL, F32),
     Case("latent",         1,  16, 16,  512,  512, 192, 128, CAUSAL, F32),
     Case("least",          1,   1,  1,    8,    8,  64,  64, ALL,    F32),
 )

@@ -3,6 +3,7 @@
     python -m benchmarks.report results.json                 print the table
     python -m benchmarks.report results.json README.md       put it between <!-- table: forward --> and <!-- /table -->
                         ... --name forward-avx2              one of several: <!-- table: forward-avx2 -->
+                        ... --name short --short s2048 s512  some cases only
 
 Losses stand in the table like wins. Nothing here is written by hand or rounded in our favour: a ratio that shows as 1.00 may
 be a loss by 0.4 %, and then is marked as one.
@@ -144,6 +145,28 @@ def table(result: Measured, name: str = NAME) -> str:
     ])
 
 
+def short(result: Measured, names: list[str]) -> str:
+    """Some of the cases, with their ratio for each rival, and how many of all were lost."""
+    rows = [row for row in result["cases"] if row["name"] in names]
+    unknown = set(names) - {row["name"] for row in rows}
+    if unknown:
+        raise ValueError(f"not among the results: {', '.join(sorted(unknown))}")
+    rivals = [name for name, version in result["versions"].items() if version and name != OURS]
+    head = ["B, H, S, D", "mask", "fastattn, ms", *(f"× {name}" for name in rivals)]
+    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)]]
+    for row in rows:
+        t = timings(row)
+        ratios = (f"{t[name] / t[OURS]:.2f}" if name in t else "–" for name in rivals)
+        lines.append([row["case"].replace("x", "×"), row["mask"], _milliseconds(t[OURS]), *ratios])
+    m, lost = result["machine"], sum((ratio(row) or 1) < 1 for row in result["cases"])
+    return "\n".join([
+        *(f"| {' | '.join(cells)} |" for cells in lines), "",
+        f"How many times faster than each, on {_plural(m['threads'], 'core')} of {_article(m['cpu'])} "
+        f"({8 * m['vector_bytes']}-bit vectors), {result['date']}; {lost} of all {len(result['cases'])} cases were lost to one "
+        f"of them. [All cases](#measured).",
+    ])
+
+
 def _cells(row: Measured, rivals: list[str]) -> list[str]:
     t, times, part = timings(row), ratio(row), share(row)
     ours = _milliseconds(t.get(OURS))
@@ -174,8 +197,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="what benchmarks.compare --json wrote")
     parser.add_argument("document", type=Path, nargs="?", help="the Markdown file that gets the table")
     parser.add_argument("--name", default=NAME, help="the table's name in the document")
+    parser.add_argument("--short", nargs="+", metavar="CASE", help="these cases alone, and what it was measured with in a line")
     given = parser.parse_args(argv)
-    content = table(json.loads(given.results.read_text(encoding="utf-8")), given.name)
+    result = json.loads(given.results.read_text(encoding="utf-8"))
+    content = short(result, given.short) if given.short else table(result, given.name)
     if given.document is None:
         print(content)
     else:

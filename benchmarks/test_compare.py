@@ -260,6 +260,14 @@ def test_a_table_says_how_it_is_made_again():
     assert "report results.json README.md --name other` makes this table" in report.table(result(made()), "other")
 
 
+def test_a_short_table_has_a_ratio_for_each_rival_and_counts_all_losses():
+    text = report.short(result(made(), made(0.004, name="lost")), ["s512"])
+    assert "| 1, 8, 512, 64 | none | 1.000 | 2.00 | 3.00 |" in text
+    assert "1 of all 2 cases were lost" in text
+    with pytest.raises(ValueError, match="not among the results: s1"):
+        report.short(result(made()), ["s1"])
+
+
 @pytest.mark.parametrize("document", ["no markers", "<!-- table: forward -->\n", "<!-- table: forward -->\n<!-- /table -->" * 2])
 def test_a_document_without_one_place_for_the_table_is_refused(document):
     with pytest.raises(ValueError, match="the document needs"):
