@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import checks
 from .machine import LINE
 from .masks import runs, runs_packed
-from .passes.launch import Forward, compile_forward, forward_tiles
+from .passes.launch import Forward, compile_common, compile_forward, forward_tiles
 from .passes.merge import merged
 from .tiles import pool
 from .tiles.job import Sizes, address
@@ -137,9 +137,6 @@ def attention_varlen(
     slopes, sinks = checks.per_head("alibi", alibi, Hq, dtype), checks.per_head("sink", sink, Hq, dtype)
     o = _result(out, (Tq, Hq, Dv), dtype, (q, k, v, slopes, sinks))
     lse = np.empty((Tq, Hq), dtype) if return_lse else None
-    o[starts_q[-1]:] = 0
-    if lse is not None:
-        lse[starts_q[-1]:] = -np.inf
     longest = Sizes(len(Sq), Hq, Hkv, int(Sq.max(initial=0)), int(Sk.max(initial=0)), D, Dv)
     lines = {"q": q.strides, "k": k.strides, "v": v.strides, "o": o.strides, "lse": (Hq * dtype.itemsize, dtype.itemsize)}
     steps = {name: (0, head, row) for name, (row, head, *_) in lines.items()}
@@ -147,6 +144,9 @@ def attention_varlen(
     job, sequences = forward.job(), np.ascontiguousarray(sequences)
     job.sequences = address(sequences)
     _run(forward, job, q, k, v, o, lse, lo, hi, None, None, slopes, softcap, sinks, scale, threads)
+    o[starts_q[-1]:] = 0                        # after _run: what it refuses must leave `out` alone
+    if lse is not None:
+        lse[starts_q[-1]:] = -np.inf
     o = _put(o, out)
     return o if lse is None else (o, lse)
 
@@ -179,6 +179,7 @@ def compile(*, dtypes: DTypeLike | Iterable[DTypeLike] = "float32", channels: in
 
     Without it a call compiles what it needs, once, and leaves it in the cache (`cache_info`).
     """
+    compile_common()
     for dtype in _each(dtypes):
         checked = checks.dtype("dtypes", dtype)
         for Dv in [checks.integer("channels", n, 0) for n in _each(channels)]:

@@ -2,8 +2,8 @@
 
 Rounding mode and flush-to-zero belong to a thread and are inherited when one starts; libraries linked with -ffast-math set
 them unasked. With them the bits of a result would depend on which thread took a tile. So kernels are called through
-`guarded`, which sets the default state, calls, and gives the caller its own state back, exception flags included, so that
-NumPy warns of nothing that happened here.
+`guarded`, which sets the default state, calls, and gives the caller its own state back, on x86 with its exception flags, so
+that NumPy warns of nothing that happened here.
 
 The kernel is called through its address: LLVM sees no link between the state and arithmetic, and would move inlined
 arithmetic across the change. What NumPy computes for us is put between two calls, `default_state`.
@@ -65,7 +65,9 @@ def set_state(typingctx, value):
     return types.void(types.int64), codegen
 
 
-MARKERS = 6                         # full, wide, last, tail, cap, extra of passes/forward.py: arguments that only have types
+# full, wide, last, tail, cap, extra of passes/forward.py: only their types matter, and no value is read. All are passed as null
+# pointers, int64 ones too: x86-64 and AArch64 pass both alike.
+MARKERS = 6
 
 
 @intrinsic
@@ -93,7 +95,6 @@ def guarded(job, work):
     return done
 
 
-
 def swapped(value):
     """Set this thread's state; gives the one before."""
     before = state()
@@ -102,7 +103,8 @@ def swapped(value):
 
 
 @functools.cache
-def _swapped() -> Callable[[int], int]:
+def swapped_state() -> Callable[[int], int]:
+    """`swapped`, compiled."""
     entry = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(native(swapped, (types.int64,)))
 
     def swap(value: int) -> int:
@@ -116,7 +118,7 @@ def _swapped() -> Callable[[int], int]:
 @contextlib.contextmanager
 def default_state() -> Iterator[None]:
     """What the block computes, it computes in the default floating-point state; afterwards this thread's is what it was."""
-    swap = _swapped()
+    swap = swapped_state()
     before = swap(DEFAULT)
     try:
         yield

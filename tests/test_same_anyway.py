@@ -418,3 +418,11 @@ def test_another_order_of_sums_is_other_bits():
     q, k, v = (numbers(rng, (100, 8), F32) for _ in range(3))
     with pytest.raises(AssertionError):
         assert_same_bits([attention(q, k[::-1], v[::-1])], [attention(q, k, v)])
+
+
+def test_a_sink_of_another_head_changes_no_bit():
+    rng = np.random.default_rng(0)
+    q, k = rng.standard_normal((1, 2, 4, 64), "f4") * 3, rng.standard_normal((1, 1, 300, 64), "f4")
+    (a, la), (b, lb) = (attention(q, k, k, sink=[25.0, x], return_lse=True) for x in (0.0, 60.0))      # 36 and 87 in log2
+    npt.assert_array_equal(a[:, 0], b[:, 0])
+    npt.assert_array_equal(la[:, 0], lb[:, 0])

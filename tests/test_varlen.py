@@ -406,3 +406,11 @@ def test_lengths_are_copied():
     npt.assert_array_equal(attention(x, x, x, mask=mask), wanted)
     with pytest.raises(ValueError, match="assignment destination is read-only"):
         mask.k_lengths[0] = 2**40
+
+
+@pytest.mark.parametrize("wrong", [{"softcap": -1}, {"scale": np.inf}, {"threads": 0}, {"sink": [1.0]}], ids=str)
+def test_what_is_refused_leaves_out_alone(wrong):
+    q, out = np.ones((9, 2, 4), "f4"), np.full((9, 2, 4), 7, "f4")
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        attention_varlen(q, q, q, [0, 5], [0, 5], out=out, **wrong)
+    assert (out == 7).all()

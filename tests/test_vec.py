@@ -13,6 +13,7 @@ from fastattn.simd.vec import (
     add,
     any_lane,
     byte,
+    bytes_of,
     column_of,
     double_of,
     fetch,
@@ -210,7 +211,7 @@ def test_offsets_are_held_between_limits(dtype):
 
 # ---- make, products -----------------------------------------------------------------------------------------------------
 def makes(y, x, shape):
-    row = rows_of(shape) * vecs_of(shape) * lanes_of(shape) * size_of(shape)
+    row = rows_of(shape) * bytes_of(shape)
     store(zeros(shape), y, vecs_of(shape) * lanes_of(shape) * size_of(shape))
     store(fill(shape, number(shape, x)), y + row, vecs_of(shape) * lanes_of(shape) * size_of(shape))
     return rows_of(shape) * 1_000_000 + vecs_of(shape) * 10_000 + lanes_of(shape) * 100 + size_of(shape)

@@ -32,7 +32,8 @@ def mix(shape, p, W, v, v_row, keys, count, o, o_row, fresh, over, factor, table
     Relies on: p (keys, W), W in bytes; v's channels adjacent, rows of v_row bytes, of the last vector only `count` elements
     are read, and written to the table's rows (None: all); o in rows of o_row bytes, whole vectors; a factor and an address
     for each query; channel in bytes.
-    Registers: rows x vecs sums, vecs of v, 1 broadcast: 29 of 32 for 6 x 4.
+    Registers: rows x vecs sums, vecs of v, 1 broadcast: 29 of 32 for 6 x 4, 15 of 16 for 6 x 2; with `count` a mask besides,
+    which AVX2 holds in a 16th and AVX-512 in a register of its own kind.
     """
     t = zeros(shape)
     for _ in range(keys):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from ..jit import inlined
 from ..machine import LINE
 from ..simd.math import exp2_less, kept_finite, tanh
-from ..simd.vec import INF, fetch, lanewise, load, numbered, rank1, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
+from ..simd.vec import INF, fetch, lanewise, load, numbered, rank1, row_of, rowmax, rows_of, rowsum, scaled, size_of, store, zeros
 
 # Of the keys j, those with lo <= j < hi.
 between = lanewise(lambda t, j, lo, hi: t.where(t.builder.and_(j.at_least(lo), j < hi), -INF))
@@ -26,7 +26,7 @@ added = lanewise(lambda t, a: (t + a).where(a.differs(-INF), -INF))
 
 
 @inlined
-def score(shape, row, k, k_row, keys, qt, s, W, D, kept, top, part, cap, addend, position, slope, rest, lo, hi, first,
+def score(shape, k, k_row, keys, qt, s, W, D, kept, top, part, cap, addend, position, slope, rest, lo, hi, first,
           v, v_row, v_bytes, q, q_row, q_bytes):
     """Score and weigh `keys` keys, a multiple of the tile's rows, for the tile's queries.
 
@@ -37,10 +37,12 @@ def score(shape, row, k, k_row, keys, qt, s, W, D, kept, top, part, cap, addend,
     Meanwhile as many rows of v and of q, v_bytes and q_bytes each, come into the cache, for what is done next: 1 to 5 %.
 
     Relies on: k's channels adjacent, rows of k_row bytes; qᵀ (D, W), s and addend (keys, W), W in bytes; kept, top, part,
-    position, slope, rest, lo and hi a vector each for the tile's queries, `row` their shape; v and q need not be readable.
+    position, slope, rest, lo and hi a number for each of the tile's queries; v and q need not be readable.
     D = 0: every score is 0. keys = 0: nothing is done.
-    Registers: rows x vecs sums, vecs of queries, 1 broadcast: 21 of 32 for 4 x 4; then 8 more for exp2.
+    Registers: rows x vecs sums, vecs of queries, 1 broadcast: 21 of 32 for 4 x 4, 16 of 16 for 4 x 3. For exp2 the broadcast and
+    the queries are gone; what constants find no register are read from memory.
     """
+    row = row_of(shape)
     for j in range(0, keys, rows_of(shape)):
         t, column, queries = zeros(shape), k + j * k_row, qt
         for _ in range(D):
@@ -55,12 +57,12 @@ def score(shape, row, k, k_row, keys, qt, s, W, D, kept, top, part, cap, addend,
             t = scaled(tanh(t), cap)
         if addend is not None:
             if position != 0:
-                d = distance(numbered(shape, first + j), load(row, position, W))
-                t = sloped(t, d, load(row, slope, W), load(row, rest, W))
+                d = distance(numbered(shape, first + j), load(row, position, 0))
+                t = sloped(t, d, load(row, slope, 0), load(row, rest, 0))
             t = added(t, load(shape, addend + j * W, W))
         if lo is not None:
-            t = between(t, numbered(shape, first + j), load(row, lo, W), load(row, hi, W))
-        store(rowmax(load(row, top, W), t), top, W)
-        t = exp2_less(t, load(row, kept, W))
-        store(rowsum(load(row, part, W), t), part, W)
+            t = between(t, numbered(shape, first + j), load(row, lo, 0), load(row, hi, 0))
+        store(rowmax(load(row, top, 0), t), top, 0)
+        t = exp2_less(t, load(row, kept, 0))
+        store(rowsum(load(row, part, 0), t), part, 0)
         store(t, s + j * W, W)

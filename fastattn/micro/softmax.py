@@ -41,19 +41,19 @@ exponent = lanewise(lambda old, new: (old - new).where(old - new < REACH, REACH)
 
 
 @kernel
-def moved_if_far(row, W, top, kept, factor):
+def moved_if_far(row, top, kept, factor):
     """Move kept where it lies far from top; factor: what weights under the old one are to be multiplied by.
 
     STAYS: nothing to be done. MOVED: this block's weights are among them. LOST: they are to be made anew, and then to be
     looked at again: only what was lost has moved, so that the others come out with the same bits as without it.
     """
-    old, m = load(row, kept, W), load(row, top, W)
+    old, m = load(row, kept, 0), load(row, top, 0)
     if not is_far(m, old):
         return STAYS
     lost = is_lost(m, old)
     new = moved_lost(m, old) if lost else moved_far(m, old)
-    store(new, kept, W)
-    store(exp2(exponent(old, new)), factor, W)
+    store(new, kept, 0)
+    store(exp2(exponent(old, new)), factor, 0)
     return LOST if lost else MOVED
 
 

@@ -3,7 +3,7 @@
     for each task (item, kv head, tile of W queries), heaviest first within a head:
         qᵀ packed, scaled by scale log2 e
         for each block of 64 keys, counted from key 0, that any of the queries sees:
-            score and weigh it, 16 keys (more where all is seen) and one to all vectors of queries at a time:
+            score and weigh it, 16 keys (more where all is seen) and 1, 2 or WIDEST vectors of queries at a time:
                                                      all queries see all 16   no mask code
                                                      some do                  runs: keys are compared with their ends
                                                                               extra: the bias, -inf where hidden, is
@@ -40,6 +40,7 @@ from ..simd.vec import (
     add,
     any_lane,
     byte,
+    bytes_of,
     column_of,
     double_of,
     fetch,
@@ -53,12 +54,13 @@ from ..simd.vec import (
     load_offsets,
     load_part,
     load_table,
-    maximum,
     multiply,
     number,
+    numbered,
     put_number,
     put_word,
     row_of,
+    rowmax,
     rows_of,
     scale_rows,
     scaled,
@@ -79,7 +81,7 @@ from ..tiles.sizes import BLOCK, GRAIN, GROUP, RUN, WIDEST, rest_of, score_one, 
 LN_2 = math.log(2)
 SHRINK = 2.0**-80
 
-# A run held between -1 and BLOCK + 1 is empty, too, where it lies on one side of the block; elsewhere it is what it was.
+# A run held between -1 and BLOCK + 1 is empty if it was, or lies apart from the block; one that touches it sees keys next door.
 sees_some = lanewise(lambda sees, lo, hi: sees.like(0.0).where(lo < hi, sees))
 # Not their sum: a hidden bias may be NaN.
 shown = lanewise(lambda a, mask: a.where(mask.differs(-INF), -INF))
@@ -101,18 +103,18 @@ def pack(full, job, work, factor, rows):
     Rows beyond repeat the tile's first query (`place_rows`); vectors of which no row is there are not written.
     """
     square, L = square_of(full), lanes_of(full)
-    W = vecs_of(full) * L * size_of(full)
+    W = bytes_of(full)
     for v in range(-(-rows // L)):
         for d in range(0, job.D, L):
             t = load_table(square, work.q_at + 8 * v * L, d * size_of(full), job.D - d)
-            store(scaled(transpose(t), factor), work.qt + d * W + v * L * size_of(full), W)
+            store(scaled(transpose(t), factor), work.qt + d * W + v * bytes_of(square), W)
 
 
 # ---- what is added to scores -------------------------------------------------------------------------------------------
 @kernel
 def place_edges(full, work, extra, j0, vecs):
     """lo, hi and position of every query relative to key j0, as numbers; without `extra` also who sees a key at all."""
-    lane, L, V = lane_of(full), lanes_of(full), lanes_of(full) * size_of(full)
+    lane, L, V = lane_of(full), lanes_of(full), bytes_of(lane_of(full))
     for v in range(vecs):
         table = 8 * v * L
         lo = load_offsets(lane, work.first + table, j0, -1, BLOCK + 1)
@@ -128,10 +130,10 @@ def place_edges(full, work, extra, j0, vecs):
 @kernel
 def place_addend(full, job, work, j0, j, n, v0, v1):
     """addend (GRAIN, W) for keys j0 + j and on, vectors v0 to v1 of queries: the bias, -inf where a key is hidden."""
-    lane, square, L, V = lane_of(full), square_of(full), lanes_of(full), lanes_of(full) * size_of(full)
-    W = vecs_of(full) * V
+    lane, square, L, V = lane_of(full), square_of(full), lanes_of(full), bytes_of(lane_of(full))
+    W = bytes_of(full)
     for v in range(v0, v1):
-        at = work.addend + v * V
+        lo, hi, sees = load(lane, work.lo + v * V, 0), load(lane, work.hi + v * V, 0), load(lane, work.sees + v * V, 0)
         for g in range(0, GRAIN, L):
             t = zeros(square)
             if job.bias != 0:
@@ -140,25 +142,20 @@ def place_addend(full, job, work, j0, j, n, v0, v1):
             if job.seen != 0:
                 where, count = (j0 + j + g) * job.seen_j, n - g if job.seen_j != 0 else L
                 t = shown(t, transpose(load_mask_table(square, work.seen_at + 8 * v * L, where, count)))
-            store(t, at + g * W, W)
-        lo, hi, sees = load(lane, work.lo + v * V, W), load(lane, work.hi + v * V, W), load(lane, work.sees + v * V, W)
-        x, one = fill(lane, j), fill(lane, 1)
-        for r in range(GRAIN):
-            a = load(lane, at + r * W, W)
-            a = between(a, x, lo, hi)
-            sees = maximum(a, sees)
-            store(a, at + r * W, W)
-            x = add(x, one)
-        store(sees, work.sees + v * V, W)
+            t = between(t, numbered(square, j + g), lo, hi)
+            sees = rowmax(sees, t)
+            store(t, work.addend + g * W + v * V, W)
+        store(sees, work.sees + v * V, 0)
 
 
 # ---- score -------------------------------------------------------------------------------------------------------------
 @kernel
 def score_vectors(full, job, work, cap, extra, partly, k, k_row, j, keys, v0, v1, v):
-    """The keys j .. j + keys of a block for the vectors v0 to v1 of queries; partly (or None): each is seen or not."""
+    """The keys j .. j + keys of a block for the vectors v0 to v1 of queries; partly: None, or True where each may be hidden."""
     v_bytes, q_bytes = job.Dv * size_of(full), word(work.ahead_bytes)
     while v0 < v1:
-        left, x = v1 - v0, v0 * lanes_of(full) * size_of(full)
+        left, x = v1 - v0, v0 * bytes_of(lane_of(full))
+        # The widest where they come out even, two before: of 3, 6 = 3 + 3, 5 = 2 + 3, 4 = 2 + 2; of 4, 3 = 2 + 1.
         if left % WIDEST == 0:
             score_keys(full, score_widest(full), job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes)
             v0 += WIDEST
@@ -174,14 +171,15 @@ def score_vectors(full, job, work, cap, extra, partly, k, k_row, j, keys, v0, v1
 @kernel
 def score_keys(full, shape, job, work, cap, extra, partly, k, k_row, j, keys, x, v, v_bytes, q_bytes):
     """The keys j .. j + keys of a block for the vectors of the shape, from byte x of a row on."""
-    W = vecs_of(full) * lanes_of(full) * size_of(full)
+    W = bytes_of(full)
     addend, position, lo, hi = None, None, None, None
     if partly is not None:
         if extra is not None:
-            addend, position = work.addend + x, work.position + x if job.slopes != 0 else 0
+            addend = work.addend + x
+            position = work.position + x if job.slopes != 0 else 0
         else:
             lo, hi = work.lo + x, work.hi + x
-    score(shape, row_of(shape), k, k_row, keys, work.qt + x, work.s + j * W + x, W, job.D, work.kept + x, work.top + x,
+    score(shape, k, k_row, keys, work.qt + x, work.s + j * W + x, W, job.D, work.kept + x, work.top + x,
           work.part + x, cap, addend, position, work.slope + x, work.slope_rest + x, lo, hi, j,
           v, job.v_s, v_bytes, word(work.ahead) + j * job.q_s, job.q_s, q_bytes)
 
@@ -199,7 +197,7 @@ def copy_rows(full, source, source_row, rows, count, target, target_row, heal, f
 @kernel
 def clear(full, s, keys, v0, v1):
     """No weights for so many keys and the vectors v0 to v1 of queries."""
-    V = lanes_of(full) * size_of(full)
+    V = bytes_of(lane_of(full))
     for v in range(v0, v1):
         for r in range(keys):
             store(zeros(lane_of(full)), s + (r * vecs_of(full) + v) * V, 0)
@@ -208,8 +206,7 @@ def clear(full, s, keys, v0, v1):
 @kernel
 def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_last, vecs, v):
     """Weigh a block. True if every query sees every key of it."""
-    V = lanes_of(full) * size_of(full)
-    W = vecs_of(full) * V
+    V, W = bytes_of(lane_of(full)), bytes_of(full)
     j, whole, edges = 0, True, False
     while j < keys:
         a, n = j0 + j, min(GRAIN, keys - j)
@@ -242,7 +239,7 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
                 k_row = -(-job.D // lanes_of(full)) * V
                 copy_rows(full, at_k, job.k_s, n, job.D, work.tail, k_row, False, 1.0)
                 at_k = work.tail
-            score_vectors(full, job, work, cap, extra, j, at_k, k_row, j, GRAIN, v0, v1, v + j * job.v_s)
+            score_vectors(full, job, work, cap, extra, True, at_k, k_row, j, GRAIN, v0, v1, v + j * job.v_s)
         j += GRAIN
     return whole
 
@@ -259,7 +256,7 @@ def mix_rows(shape, work, W, v, v_row, count, channel, end, j0, keys, whole, fre
         broken = mix(shape, work.s + first * W + i * size_of(shape), W, v + first * v_row + channel, v_row, last - first, count,
                      work.o + i * work.o_row + channel, work.o_row, fresh, over, work.part + i * size_of(shape),
                      work.o_at + 8 * i, channel) or broken
-        channel += vecs_of(shape) * lanes_of(shape) * size_of(shape)
+        channel += bytes_of(shape)
     return broken
 
 
@@ -267,7 +264,7 @@ def mix_rows(shape, work, W, v, v_row, count, channel, end, j0, keys, whole, fre
 def mix_channels(shape, full, work, rows, v, v_row, count, channel, end, j0, keys, whole, fresh, over):
     """The block into the channels (in bytes) up to `end` of every row."""
     queries = vecs_of(full) * lanes_of(full)
-    W, i, broken = queries * size_of(full), 0, False
+    W, i, broken = bytes_of(full), 0, False
     while i < rows and i + rows_of(shape) <= queries:
         broken = mix_rows(shape, work, W, v, v_row, count, channel, end, j0, keys, whole, fresh, over, i) or broken
         i += rows_of(shape)
@@ -285,7 +282,7 @@ def mix_block(full, wide, last, tail, job, work, rows, v, v_row, j0, keys, whole
     """
     channel, end, broken = 0, max(1, job.Dv * size_of(full)), False
     if wide is not None:
-        step = vecs_of(wide) * lanes_of(full) * size_of(full)
+        step = bytes_of(wide)
         channel = (end - 1) // step * step
         broken = mix_channels(wide, full, work, rows, v, v_row, None, 0, channel, j0, keys, whole, fresh, over)
     return mix_channels(last, full, work, rows, v, v_row, tail, channel, end, j0, keys, whole, fresh, over) or broken
@@ -314,7 +311,7 @@ def is_poisoned(full, v, v_row, keys, Dv):
 def mix_poison(full, job, work, extra, rows, v, j0, keys):
     """o[i, c] += p[j, i] v[j, c] for the v that are NaN or inf, and for the queries that see their keys alone."""
     item = size_of(full)
-    W = vecs_of(full) * lanes_of(full) * item
+    W = bytes_of(full)
     for j in range(keys):
         for c in range(job.Dv):
             x = number(full, v + j * job.v_s + c * item)
@@ -336,27 +333,25 @@ def mix_poison(full, job, work, extra, rows, v, j0, keys):
 @kernel
 def start(full, job, work, h, row0, rows, Sq):
     """The state before the first key. A sink is a starting state: top = its score, l = its weight, o = 0."""
-    row = full
-    W = vecs_of(full) * lanes_of(full) * size_of(full)
-    store(zeros(row), work.kept, W)
-    store(fill(row, -INF), work.top, W)
-    store(fill(row, -INF), work.sees, W)
+    store(zeros(full), work.kept, 0)
+    store(fill(full, -INF), work.top, 0)
+    store(fill(full, -INF), work.sees, 0)
     if job.sink != 0:
         for r in range(rows):
             head = h * job.group + (row0 + r) // Sq
             put_number(full, work.top + r * size_of(full), number(double_of(full), job.sink + 8 * head))
-        store(in_log2(load(row, work.top, W)), work.top, W)
-        moved_if_far(row, W, work.top, work.kept, work.factor)
-    store(exp2(subtract(load(row, work.top, W), load(row, work.kept, W))), work.l, W)
-    store(zeros(row), work.l_far, W)
+        store(in_log2(load(full, work.top, 0)), work.top, 0)
+        # Until nothing is lost: the sink of another head in the tile must change no bit of this one.
+        while moved_if_far(full, work.top, work.kept, work.factor) == LOST:
+            pass
+    store(exp2(subtract(load(full, work.top, 0), load(full, work.kept, 0))), work.l, 0)
+    store(zeros(full), work.l_far, 0)
 
 
 @kernel
 def rescale(full, work, rows, count, o, l):
     """o and l times the factors."""
-    row = full
-    W = vecs_of(full) * lanes_of(full) * size_of(full)
-    store(multiply(load(row, l, W), load(row, work.factor, W)), l, W)
+    store(multiply(load(full, l, 0), load(full, work.factor, 0)), l, 0)
     for r in range(rows):
         for c in range(0, count, lanes_of(full)):
             at = o + r * work.o_row + c * size_of(full)
@@ -366,21 +361,19 @@ def rescale(full, work, rows, count, o, l):
 @kernel
 def rescale_block(full, work):
     """The weights of the block, and their sum, times the factors."""
-    row = full
-    W = vecs_of(full) * lanes_of(full) * size_of(full)
-    factor = load(row, work.factor, W)
-    store(multiply(load(row, work.part, W), factor), work.part, W)
+    W = bytes_of(full)
+    factor = load(full, work.factor, 0)
+    store(multiply(load(full, work.part, 0), factor), work.part, 0)
     for j in range(BLOCK):
-        store(multiply(load(row, work.s + j * W, W), factor), work.s + j * W, W)
+        store(multiply(load(full, work.s + j * W, 0), factor), work.s + j * W, 0)
 
 
 @kernel
 def put_by(full, work, rows, count, fresh):
     """Add o and l to the third level of sums; fresh: they are the first."""
-    row, lane = full, lane_of(full)
-    W = vecs_of(full) * lanes_of(full) * size_of(full)
-    store(add(load(row, work.l_far, W), load(row, work.l, W)), work.l_far, W)
-    store(zeros(row), work.l, W)
+    lane = lane_of(full)
+    store(add(load(full, work.l_far, 0), load(full, work.l, 0)), work.l_far, 0)
+    store(zeros(full), work.l, 0)
     for r in range(rows):
         for c in range(0, count, lanes_of(full)):
             at = r * work.o_row + c * size_of(full)
@@ -411,7 +404,7 @@ def write_row(full, wide, last, tail, job, work, r, empty, far, again):
     """o / l of row r to where it belongs; True if there is a NaN or an inf in it."""
     channel, broken = 0, False
     if wide is not None:
-        step, end = vecs_of(wide) * lanes_of(full) * size_of(full), job.Dv * size_of(full)
+        step, end = bytes_of(wide), job.Dv * size_of(full)
         while channel + step < end:
             broken = write_part(row_of(wide), work, r, channel, None, empty, far, again) or broken
             channel += step
@@ -421,11 +414,9 @@ def write_row(full, wide, last, tail, job, work, r, empty, far, again):
 @kernel
 def close(full, work):
     """l in full, and 1 / l in `part`."""
-    row = full
-    W = vecs_of(full) * lanes_of(full) * size_of(full)
-    l = add(load(row, work.l, W), load(row, work.l_far, W))
-    store(l, work.l, W)
-    store(inverse(l, load(row, work.sees, W)), work.part, W)
+    l = add(load(full, work.l, 0), load(full, work.l_far, 0))
+    store(l, work.l, 0)
+    store(inverse(l, load(full, work.sees, 0)), work.part, 0)
 
 
 @kernel
@@ -477,8 +468,6 @@ def any_seen(work, job, rows, j0, keys):
 @kernel
 def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v, Sq, Sk, hull, common, again):
     """All keys of a tile of queries; True if a row came out NaN or inf. `again`: what came out so, once more, v shrunk."""
-    row = full
-    W = vecs_of(full) * lanes_of(full) * size_of(full)
     start(full, job, work, h, row0, rows, Sq)
     (first, end), (all_first, all_last) = hull, common
     vecs = -(-rows // lanes_of(full))
@@ -500,15 +489,15 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
                 fetch_others(full, job, work, rows, keys)
             moved, whole, poison = LOST, True, False
             while moved == LOST:
-                store(zeros(row), work.part, W)
+                store(zeros(full), work.part, 0)
                 whole = score_block(full, job, work, cap, extra, plain, at_k, j0, keys, all_first, all_last, vecs, at_v)
-                moved = moved_if_far(row, W, work.top, work.kept, work.factor)
+                moved = moved_if_far(full, work.top, work.kept, work.factor)
                 if moved != STAYS:
                     rescale(full, work, 0 if fresh else rows, job.Dv, work.o, work.l)
                     rescale(full, work, 0 if fresh_far else rows, job.Dv, work.o_far, work.l_far)
             if moved == MOVED:
                 rescale_block(full, work)
-            store(add(load(row, work.l, W), load(row, work.part, W)), work.l, W)
+            store(add(load(full, work.l, 0), load(full, work.part, 0)), work.l, 0)
             if not whole:
                 poison = is_poisoned(full, at_v, v_row, keys, job.Dv)
             if poison or again:
@@ -603,8 +592,8 @@ def tile(full, wide, last, tail, cap, extra, job, work, factor, task):
 def forward(job, work, budget, full, wide, last, tail, cap, extra):
     """Take at most `budget` tasks from the counter; the number done, less than `budget` if none is left.
 
-    Types alone: full, wide (or None), last: tiles of score and mix; tail: v's rows end inside a vector; cap: there is a
-    softcap; extra: there is a bias, ALiBi or a mask that is not a run.
+    Types alone: full: a row of a tile, a number for each query; wide (or None), last: tiles of the mix; tail: v's rows end
+    inside a vector; cap: there is a softcap; extra: there is a bias, ALiBi or a mask that is not a run.
     """
     if tail is not None:
         tail = job.tail
@@ -615,7 +604,7 @@ def forward(job, work, budget, full, wide, last, tail, cap, extra):
     if cap is not None:
         factor, cap = scale / job.cap, job.cap * LOG2_E
     for done in range(budget):
-        task = take(job.counter)
+        task = take(job)
         if task >= job.tasks:
             return done
         tile(full, wide, last, tail, cap, extra, job, work, factor, task)

@@ -3,7 +3,7 @@
 What follows from how a call's arrays lie, and from nothing else, is worked out once and kept (`Forward`): a model's layers
 call with the same shapes again and again.
 
-A variant is a list of types: of the score tile, of the mix tiles that v's channels need, of what is there or not.
+A variant is a list of types: of a row of queries, of the mix tiles that v's channels need, of what is there or not.
 `compile_forward` makes one ahead of its first use.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from ..fpu import guarded
+from ..fpu import guarded, swapped_state
 from ..jit import native
 from ..simd.vec import lanes
 from ..tiles import pool
@@ -43,6 +43,12 @@ _guard = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(WORK.memory), ctypes.c_
 @functools.cache
 def _guarded():
     return _guard(native(guarded, (JOB, WORK)))
+
+
+def compile_common() -> None:
+    """What calls need besides their forward pass: the default floating-point state."""
+    _guarded()
+    swapped_state()
 
 
 @functools.cache
@@ -87,16 +93,14 @@ class Forward:
         """strides: bytes from item to item, head to head and row to row of q, k, v, o and lse."""
         scalar, (B, Hq, Hkv, Sq, Sk, D, Dv) = SCALARS[dtype], sizes
         steps = {f"{x}_{axis}": step for x, steps in strides.items() for axis, step in zip("bhs", steps)}
-        self.dtype, self.sizes, self.scratch = dtype, sizes, (dtype, D, Dv)
+        self.dtype, self.sizes, self.piece = dtype, sizes, (dtype, D, Dv)
         self.flops = 2 * queries(scalar) * (D + Dv)                 # of a task, for each key that its queries see
         self._job = bytes(JOB.memory(tasks=tasks, items=B, heads=Hkv, group=Hq // Hkv if Hkv else 0, Sq=Sq, Sk=Sk, D=D, Dv=Dv,
                                      tail=(Dv - 1) % lanes(scalar) + 1 if Dv else 0, scale=math.nan, **steps))
 
     def job(self) -> Any:
         """A call's own record of itself; what is missing are addresses and options."""
-        job = JOB.memory.from_buffer_copy(self._job)
-        job.counter = ctypes.addressof(job)
-        return job
+        return JOB.memory.from_buffer_copy(self._job)
 
     def run(self, job: Any, lo: np.ndarray | None, hi: np.ndarray | None, capped: bool, extra: bool, threads: int) -> None:
         """Run the job, whose runs are lo and hi if it has any. The caller keeps the arrays that it points to until this returns,
@@ -113,7 +117,7 @@ class Forward:
         def step() -> bool:
             # On variables of this frame: at the interpreter's exit what belongs to a module is freed while a daemon thread is
             # still inside a kernel. A signal handler may call attention in between; nothing in `work` outlasts a native call.
-            work = _scratch.piece(self.scratch)
+            work = _scratch.piece(self.piece)
             guard(work, None, job, work)
             return job.taken < job.tasks
 

@@ -23,7 +23,8 @@ Addresses and row distances are int64 and in bytes. Loads and stores ask for no 
     choice     any_lane(f): does f hold in any lane
     shuffles   transpose(t): rows = lanes, one vector each
     scalars    number  put_number  word  put_word  byte  put_ladder  take (atomic)
-    shapes     rows_of  vecs_of  lanes_of  size_of  row_of  lane_of  column_of (8 rows)  square_of  double_of;
+    shapes     rows_of  vecs_of  lanes_of  size_of  bytes_of (of a row)
+               row_of  lane_of  column_of (8 rows)  square_of  double_of;
                derived(f) makes more
 
 NaN: `maximum(x, y)` gives y where either is NaN. -0.0 counts as 0.0 in comparisons, as in IEEE 754.
@@ -37,7 +38,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, errors
 from numba.extending import intrinsic, models, register_model
 
 from ..machine import TARGET
@@ -69,6 +70,16 @@ class Shape(types.Type):
     @property
     def lanes(self) -> int:
         return lanes(self.scalar)
+
+    @property
+    def size(self) -> int:
+        """Bytes of one element."""
+        return size(self.scalar)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one row."""
+        return TARGET.vector_bytes * self.vecs
 
     @property
     def vector(self) -> ir.VectorType:
@@ -214,13 +225,12 @@ def _at(builder, shape, address, row_bytes, row, vec):
 
 
 def _first(builder, shape, count):
-    """A mask of the first `count` lanes."""
-    index = ir.VectorType(I64, shape.lanes)
-    numbers = ir.Constant(index, list(range(shape.lanes)))
-    undefined = ir.Constant(index, ir.Undefined)
-    first = builder.insert_element(undefined, count, I32(0))
-    limit = builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, shape.lanes), [0] * shape.lanes))
-    return builder.icmp_signed("<", numbers, limit)
+    """A mask of the first `count` lanes, compared in integers as wide as the lanes: AVX2 masks with just these."""
+    width = ir.IntType(shape.scalar.bitwidth)
+    count = builder.select(builder.icmp_signed("<", count, I64(shape.lanes)), count, I64(shape.lanes))
+    index = ir.VectorType(width, shape.lanes)
+    limit = splat(builder, index, count if width == I64 else builder.trunc(count, width)).value
+    return builder.icmp_signed("<", ir.Constant(index, list(range(shape.lanes))), limit)
 
 
 def _masked_load(builder, pointer, vector, mask, align):
@@ -411,7 +421,7 @@ def _fetch(write: int) -> Callable:
     return ask
 
 
-# Ask for a cache line of each of the shape's rows, to read or to write; they need not be such that can be read or written.
+# Ask for a cache line of each of the shape's rows, to read or to write. An address that nobody may touch is no fault.
 fetch, fetch_to_write = _fetch(0), _fetch(1)
 
 
@@ -504,12 +514,15 @@ def lanewise(operation: Callable[..., Lanes]) -> Callable:
     They have the shape of the first, or one row of it, which then stands for every row.
     """
     def generate(*tiles):
+        first = tiles[0]
+        if any((x.scalar, x.vecs) != (first.scalar, first.vecs) or x.rows not in (1, first.rows) for x in tiles):
+            raise errors.TypingError(f"lanewise: {', '.join(map(str, tiles))} are neither alike nor rows of the first")
+
         def codegen(context, builder, signature, args):
             vectors = [_unpack(builder, tile, value) for tile, value in zip(tiles, args, strict=True)]
-            places = range(tiles[0].rows * tiles[0].vecs)
-            return _pack(builder, tiles[0], [operation(*(x[i % len(x)] for x in vectors)) for i in places])
+            return _pack(builder, first, [operation(*(x[i % len(x)] for x in vectors)) for i in range(first.rows * first.vecs)])
 
-        return tiles[0](*tiles), codegen
+        return first(*tiles), codegen
 
     return _over_tiles(generate, _arguments(operation))
 
@@ -669,25 +682,25 @@ def put_ladder(typingctx, address, first, step):
 
 @intrinsic
 def take(typingctx, address):
-    """The int64 at an address, which is one more afterwards; atomic."""
+    """The int64 at an address, or a record's first field; one more afterwards; atomic."""
     def codegen(context, builder, signature, args):
         return builder.atomic_rmw("add", _pointer(builder, args[0], I64), I64(1), "monotonic")
 
-    return types.int64(types.int64), codegen
+    return types.int64(address), codegen
 
 
 def _attribute(name: str):
     @intrinsic
     def attribute(typingctx, shape):
         def codegen(context, builder, signature, args):
-            return I64(getattr(shape, name) if name != "size" else size(shape.scalar))
+            return I64(getattr(shape, name))
 
         return types.int64(shape), codegen
 
     return attribute
 
 
-rows_of, vecs_of, lanes_of, size_of = (_attribute(name) for name in ("rows", "vecs", "lanes", "size"))
+rows_of, vecs_of, lanes_of, size_of, bytes_of = (_attribute(name) for name in ("rows", "vecs", "lanes", "size", "bytes"))
 
 
 # ---- shapes from shapes ------------------------------------------------------------------------------------------------

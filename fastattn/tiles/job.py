@@ -30,13 +30,13 @@ class Sizes(NamedTuple):
 
 
 JOB = Record("Job", """
-    taken counter tasks entry budget items heads group Sq Sk D Dv sequences
+    taken tasks entry budget items heads group Sq Sk D Dv sequences
     q q_b q_h q_s  k k_b k_h k_s  v v_b v_h v_s  o o_b o_h o_s  lse lse_b lse_h lse_s
     lo hi run_b  seen seen_b seen_h seen_s seen_j  bias bias_b bias_h bias_s bias_j
     slopes sink tail scale:d cap:d
 """)
 """
-    taken        the next task; taken atomically, through its address, which is the job's own: `counter`
+    taken        the next task; first, as it is taken atomically through the job's address
     tasks        how many there are
     entry        the forward pass, by jit.native       budget     tasks that it takes before it returns to Python
     items        B        heads  Hkv        group  Hq / Hkv
@@ -49,23 +49,34 @@ JOB = Record("Job", """
     scale cap    as they were given; NaN: 1 / sqrt(D). What follows from them is computed in the kernel's rounding mode
 """
 
-# done                what the last native call returned; nobody reads it
-# Numbers a query has, one vector row each; int64 a query has; int64 a vector of queries has, or one alone; the blocks.
-# kept top            taken off scores; the largest score so far: micro/softmax.py
-# part                the sum of this block's weights; after `close` 1 / l
-# l l_far             sums of weights: of this group of blocks; of the groups before
-# sees                -inf for a query that has seen no key
-# lo hi position      first, last and where, counted from the block's first key, as numbers
-# slope slope_rest    -log2 e times ALiBi's slope, and what rounding has left of it
-# factor              what moved weights are multiplied by
-# q_at ... seen_at    addresses of each row     first last where    its run of keys, and its place among them
-# vec_first vec_last  the keys that some query of a vector sees lie between
-# ahead ahead_bytes   where the next task's queries are, and how much of each is to be fetched now
-# qt s addend         qᵀ (D, W), weights (BLOCK, W), (GRAIN, W)     tail    the last keys, copied     v    healed or shrunk
 _STATE = "kept top part l l_far sees lo hi position slope slope_rest factor"
 _TABLE = "q_at o_at lse_at bias_at seen_at first last where"
 _WORDS = "vec_first vec_last ahead ahead_bytes"
 WORK = Record("Work", f"done {_STATE} {_TABLE} {_WORDS} qt s addend tail o o_far v o_row v_row")
+"""
+    done                what the last native call returned; nobody reads it
+
+    a number for each query
+    kept top            taken off scores; the largest score so far: micro/softmax.py
+    part                the sum of this block's weights; after `close` 1 / l
+    l l_far             sums of weights: of this group of blocks; of the groups before
+    sees                -inf for a query that has seen no key
+    lo hi position      first, last and where, counted from the block's first key
+    slope slope_rest    -log2 e times ALiBi's slope, and what rounding has left of it
+    factor              what moved weights are multiplied by
+
+    an int64 for each query
+    q_at ... seen_at    addresses of its rows      first last where    its run of keys, and its place among them
+
+    an int64 for each vector of queries, or one
+    vec_first vec_last  the keys that some query of the vector sees lie between
+    ahead ahead_bytes   where the next task's queries are, and how much of each is to be fetched now
+
+    blocks
+    qt s addend tail    qᵀ (D, W), weights (BLOCK, W), what is added (GRAIN, W), the last keys, copied
+    o o_far             sums of p v: of this group, of those before; rows of o_row bytes
+    v                   a block's values, healed or shrunk; rows of v_row bytes
+"""
 
 
 def scratch(scalar: types.Type, D: int, Dv: int) -> Any:

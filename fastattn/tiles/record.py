@@ -27,7 +27,8 @@ class Record(types.Type):
         self.places = {field: 8 * i for i, field in enumerate(self.kinds)}
         numbers = {"q": ctypes.c_int64, "d": ctypes.c_double}
         fields_ = [(field, numbers[kind]) for field, kind in self.kinds.items()]
-        self.memory: Any = type(name, (ctypes.Structure,), {"_fields_": fields_})
+        # __slots__: a name that is no field raises. `keeps`: what must live as long. Fields wrap silently at 64 bits.
+        self.memory: Any = type(name, (ctypes.Structure,), {"__slots__": ("keeps",), "_fields_": fields_})
         super().__init__(name=name)
 
 

@@ -56,13 +56,16 @@ def place_rows(full, job, work, b, h, row0, rows, q0, Sq, Sk):
             ladder(work.last + at, n, Sk, 0)
         if job.slopes != 0:
             ladder(work.where + at, n, i + Sk - Sq, 1)
-            slope = number(double_of(full), job.slopes + 8 * head)
-            if abs(slope) < INF:                # what overflows is the largest number, as infinity times distance 0 is NaN
+            given = number(double_of(full), job.slopes + 8 * head)
+            slope, rest = -LOG2_E * given, 0.0
+            if abs(given) < INF:                # what overflows is the largest number, as infinity times distance 0 is NaN
                 largest = LARGEST_32 if item == 4 else LARGEST_64
-                slope = min(max(-LOG2_E * slope, -largest), largest)
+                slope = min(max(slope, -largest), largest)
+                put_number(full, work.slope + r * item, slope)
+                rest = slope - number(full, work.slope + r * item)
             for x in range(r, r + n):
                 put_number(full, work.slope + x * item, slope)
-                put_number(full, work.slope_rest + x * item, slope - number(full, work.slope + x * item))
+                put_number(full, work.slope_rest + x * item, rest)
         r, i, head = r + n, 0, head + 1
     at, beyond = 8 * rows, W - rows
     ladder(work.q_at + at, beyond, word(work.q_at), 0)

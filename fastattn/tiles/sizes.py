@@ -7,7 +7,8 @@
     mix tile            rows x vecs  6x4 8x3 8x2 16x1      6x2 12x1          sums + 1 broadcast + vecs of channels
 
 Why these. An FMA takes 4 cycles and one or two start in each, so a tile needs at least 8 sums in flight; a rank-1 update of
-R x V sums loads R + V operands for R V FMAs, and two loads start in a cycle, so R V >= R + V leaves the FMA units busy.
+R x V sums loads R + V operands for R V FMAs, and two loads start in a cycle, so R V >= R + V leaves the FMA units busy. One
+vector alone cannot: 8x1 loads 9 for 8, and is left to what remains.
 6x4 for the mix, where 64 queries leave a tile of 4 rows over, because V's rows lie as the user has them: off a 64-byte
 line each load costs two, and 4x4 falls from 231 to 200 GFLOP/s where 6x4 falls from 237 to 230 (one core of an Intel
 Xeon with AVX-512, peak 240). The score tile reads its vectors from aligned scratch and 4x4 is as fast as 6x4 there.
@@ -83,7 +84,7 @@ class Channels:
 
     @classmethod
     def of(cls, scalar: types.Type, Dv: int) -> Channels:
-        """Dv = 72 to 80 of 16 lanes: 5 vectors, 3 + 2."""
+        """Dv = 65 to 80 of 16 lanes, at most 4 vectors at a time: 5 vectors, 3 + 2."""
         vectors = max(1, -(-Dv // lanes(scalar)))
         passes = -(-vectors // max(_MIX))
         wide = -(-vectors // passes)
