@@ -555,6 +555,53 @@ def test_a_fork_waits_for_the_compiler(call):
     assert call(reader_holds_the_lock, False) == "HANG"          # the control
 
 
+# ---- Numba's interior ---------------------------------------------------------------------------------------------------
+def as_another_version():
+    """Numba is one whose interior is not known."""
+    jit.KNOWN = False
+    return answer()
+
+
+def test_another_version_of_numba_compiles_by_its_own_means(call):
+    assert right(call(as_another_version, FASTATTN_CACHE="0"), compiled=2, bits=call(answer)["bits"])
+
+
+def beside_others():
+    """Whether Numba's own contexts and runtime are as they would be without us, and what a function of others gives."""
+    from numba.core.registry import cpu_target
+    from numba.core.runtime import rtsys
+    given, untouched = answer(), not rtsys._init and not cpu_target.typing_context._functions
+
+    @njit
+    def others(x):
+        return max(x.sum(), min(2, len(x)))
+
+    return given | {"untouched": untouched, "others": others(np.ones(3)), "runtime": type(rtsys.library).__name__}
+
+
+def test_other_users_of_numba_notice_nothing(call):
+    assert right(call(beside_others, FASTATTN_CACHE="0"), compiled=2, untouched=True, others=3.0, runtime="JITCodeLibrary")
+
+
+def least_and_greatest(x, y):
+    i, j = int(x), int(y)
+    return 1000 * min(i, j) + 100 * max(i, j) + 10 * int(min(x, y) == 1) + int(max(x, y) == 1)
+
+
+@pytest.mark.parametrize(("x", "y"), [(1.0, 2.0), (2.0, 1.0), (1.0, math.nan), (-1.0, 1.0), (1.0, 1.0)])
+def test_min_and_max_are_pythons(x, y):
+    # With NaN the first of the two, as in Python; as an integer NaN is none.
+    run = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p, ctypes.c_double, ctypes.c_double)
+    result = ctypes.c_int64()
+    wanted = (least_and_greatest if y == y else first_of_nan)(x, y)
+    run(jit.native(least_and_greatest if y == y else first_of_nan, (types.float64, types.float64)))(result, None, x, y)
+    assert result.value == wanted
+
+
+def first_of_nan(x, y):
+    return 10 * int(min(x, y) == 1) + int(max(x, y) == 1)
+
+
 # ---- what may be compiled ----------------------------------------------------------------------------------------------
 def test_code_may_ask_for_nothing_that_the_loader_does_not_know():
     # LLVM would end the process.
