@@ -66,8 +66,8 @@ def attention(
     Bits: the same for any number of threads, batch, strides, and whatever hidden values there are.
     Memory besides the result: O(threads), and 16 bytes for each query under a mask; never O(Sq Sk). Copied: what has gaps
     along its last axis, o where `out` cannot be written directly, boolean masks that are joined.
-    Scores must stay below 0.69 of the type's largest number, as they become powers of 2; a finite bias, sink or ALiBi
-    beyond it counts as that.
+    Scores, and with softcap scores / softcap, must stay below 0.69 of the type's largest number, as they become powers of 2;
+    a finite bias, sink or ALiBi beyond it counts as that.
     Raises TypeError for what is not such an array or number, ValueError for shapes and values that do not fit.
 
     >>> o = attention(q, k, v, mask=causal & lengths([7, 5]))

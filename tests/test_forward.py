@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import fastattn
 import reference
 from fastattn import attention, causal, window
+from fastattn.passes import launch
 from tests.bounds import exact, naive, ratio, sharp, units, usual_units
 from tests.problems import (
     DTYPES,
@@ -513,6 +514,42 @@ def test_a_channel_that_overflows_leaves_the_others_as_they_are(dtype):
     q = k = np.zeros((64, 4), dtype)
     v = np.tile(np.array([np.finfo(dtype).max * 0.9, np.finfo(dtype).tiny * 2**60 / 3], dtype), (64, 1))
     npt.assert_allclose(attention(q, k, v), v, rtol=10 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("Sk", [200, 64 * 33])          # from registers, from three levels
+def test_an_overflow_in_the_first_channels_alone_is_mended(Sk):
+    q, k = np.ones((W(F32), 1), F32), np.full((Sk, 1), 20, F32)
+    v = np.ones((Sk, many_channels(F32)), F32)
+    v[:, 0] = np.finfo(F32).max / 2
+    npt.assert_allclose(attention(q, k, v, scale=1.0), v[:W(F32)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("Sk", [200, 64 * 33])
+@pytest.mark.parametrize("row", [0, 20, -1])
+def test_an_overflow_in_one_row_alone_is_mended(Sk, row):
+    q, k = np.zeros((W(F32), 1), F32), np.full((Sk, 1), 20, F32)           # 2^29: kept stays, the sum overflows
+    q[row] = 1
+    v = np.full((Sk, 3), np.finfo(F32).max / 2**12, F32)
+    npt.assert_allclose(attention(q, k, v, scale=1.0), v[:W(F32)], rtol=1e-5)
+
+
+def test_weights_that_are_left_in_scratch_stay_finite():
+    # A tile with fewer rows looks at what lies beside them: inf there would not be wrong, but have everything done twice.
+    rng = np.random.default_rng(0)
+    q, k, v = (numbers(rng, (n, 8), F32) for n in (W(F32), 64, 64))
+
+    def left():
+        work = launch._scratch.pieces[F32, 8, 8]
+        start = work.s - work.keeps.ctypes.data
+        return work.keeps[start:start + 64 * W(F32) * 4].view(F32)
+
+    attention(q, k, v)
+    for _ in range(6):                                  # kept falls by 58
+        attention(q, 0 * k[:1], v[:1], bias=np.full((1, 1), -40, F32))
+    assert np.isfinite(left()).all()
+    q[9] = np.nan
+    attention(q, k, v)
+    assert np.isfinite(left()).all()
 
 
 @both

@@ -426,3 +426,17 @@ def test_a_sink_of_another_head_changes_no_bit():
     (a, la), (b, lb) = (attention(q, k, k, sink=[25.0, x], return_lse=True) for x in (0.0, 60.0))      # 36 and 87 in log2
     npt.assert_array_equal(a[:, 0], b[:, 0])
     npt.assert_array_equal(la[:, 0], lb[:, 0])
+
+
+def test_a_sink_of_nan_reaches_queries_without_keys():
+    q = np.ones((1, 3, 2), F32)                         # causal, one key: the first two see none
+    o, lse = attention(q, q[:, :1], q[:, :1], mask=causal, sink=[np.nan], return_lse=True)
+    assert np.isnan(o).all()
+    assert np.isnan(lse).all()
+
+
+@both
+@pytest.mark.parametrize("Sk", [16, 64])                # no key outside of a whole grain
+def test_whole_grains_of_minus_infinity_have_been_seen(Sk, dtype):
+    o = attention(np.ones((20, 1), dtype), np.full((Sk, 1), -np.inf, dtype), np.ones((Sk, 3), dtype))
+    assert np.isnan(o).all()

@@ -359,12 +359,12 @@ def rescale(full, work, rows, count, o, l):
 
 
 @kernel
-def rescale_block(full, work):
-    """The weights of the block, and their sum, times the factors."""
+def rescale_block(full, work, keys):
+    """The weights of the block, and their sum, times the factors. What is left of other blocks would grow call by call to inf."""
     W = bytes_of(full)
     factor = load(full, work.factor, 0)
     store(multiply(load(full, work.part, 0), factor), work.part, 0)
-    for j in range(BLOCK):
+    for j in range(-(-keys // GRAIN) * GRAIN):
         store(multiply(load(full, work.s + j * W, 0), factor), work.s + j * W, 0)
 
 
@@ -496,7 +496,7 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
                     rescale(full, work, 0 if fresh else rows, job.Dv, work.o, work.l)
                     rescale(full, work, 0 if fresh_far else rows, job.Dv, work.o_far, work.l_far)
             if moved == MOVED:
-                rescale_block(full, work)
+                rescale_block(full, work, keys)
             store(add(load(full, work.l, 0), load(full, work.part, 0)), work.l, 0)
             if not whole:
                 poison = is_poisoned(full, at_v, v_row, keys, job.Dv)
@@ -580,13 +580,14 @@ def tile(full, wide, last, tail, cap, extra, job, work, factor, task):
     put_word(work.ahead, queries_after(job, work, b, h, row0, tiles, W))
     k = job.k + item * job.k_b + h * job.k_h + k0 * job.k_s
     v = job.v + item * job.v_b + h * job.v_h + k0 * job.v_s
-    again = False
-    while over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v, Sq, Sk, (first, end), common, again):
-        if again:
-            # The mix of a tile with fewer rows looks at what lies beside them, which must be finite.
-            clear(full, work.s, BLOCK, 0, vecs_of(full))
-            break
-        again = True
+    turn, broken = 0, True
+    while broken and turn < 2:
+        broken = over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v, Sq, Sk, (first, end), common,
+                           turn == 1)
+        turn += 1
+    if turn == 2:
+        # The mix of a tile with fewer rows looks at what lies beside them, which must be finite.
+        clear(full, work.s, BLOCK, 0, vecs_of(full))
 
 
 def forward(job, work, budget, full, wide, last, tail, cap, extra):
