@@ -74,7 +74,7 @@ OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy", "boundscheck
 SYMBOLS = frozenset({"memset", "memcpy", "memmove", "log", "log2"})
 
 # Whether this is Numba's interior as the section "machine code" knows it. Another version gets Numba's own contexts and passes:
-# a first call of 9 s instead of 6 (Xeon, one busy core; figures below are shares of those 9), but nothing that may have moved.
+# a first call of 9 s instead of 6 (Zen 3, one busy core; figures below are shares of those 9), but nothing that may have moved.
 KNOWN = numba.__version__.startswith("0.68.")
 
 _PACKAGE = Path(__file__).parent
