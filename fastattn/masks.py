@@ -109,9 +109,6 @@ class Mask:
     def __invert__(self) -> NoReturn:
         raise TypeError("a mask has no ~; for the keys that it hides invert a boolean array, ~mask.materialize(Sq, Sk)")
 
-    def __call__(self, *arguments: object, **named: object) -> NoReturn:
-        raise TypeError(f"{self!r} is a mask, not a function that makes one: pass mask={self!r}")
-
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise AttributeError(f"masks do not change; make a new one instead of setting {name}")
 
