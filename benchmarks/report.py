@@ -53,6 +53,11 @@ def share(row: Measured) -> float | None:
     return rate / row["peak"] if rate else None
 
 
+def lost(result: Measured) -> list[str]:
+    """The cases in which some rival was faster."""
+    return [row["name"] for row in result["cases"] if (ratio(row) or 1) < 1]
+
+
 def geometric_mean(numbers: list[float]) -> float:
     return math.exp(sum(map(math.log, numbers)) / len(numbers))
 
@@ -99,8 +104,8 @@ def notes(result: Measured) -> Iterator[str]:
     """The sum of it, and who gave no result where and why."""
     ratios = [x for x in map(ratio, result["cases"]) if x is not None]
     if ratios:
-        lost = [row["name"] for row in result["cases"] if (ratio(row) or 1) < 1]
-        losses = f"{len(lost)} lost: {', '.join(lost)}" if lost else "none lost"
+        names = lost(result)
+        losses = f"{len(names)} lost: {', '.join(names)}" if names else "none lost"
         yield f"{geometric_mean(ratios):.2f} x the best rival, geometric mean of {len(ratios)}; {losses}"
     for row in result["cases"]:
         for name, x in row["contenders"].items():
@@ -125,18 +130,14 @@ NAME = "forward"
 
 def table(result: Measured, name: str = NAME) -> str:
     """Markdown: one line a case, losses in bold, what it was measured with below. name: the table's in the document."""
-    rivals = [name for name, version in result["versions"].items() if version and name != OURS]
+    rivals, m = _rivals(result), result["machine"]
     head = ["B, H, S, D", "mask", "fastattn", *rivals, "× best rival", "of FMA peak"]
-    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)], *(_cells(row, rivals) for row in result["cases"])]
-    m = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
-    lost = sum((ratio(row) or 1) < 1 for row in result["cases"])
-    losses = f"**{lost} of {len(result['cases'])} lost**" if lost else "none lost"
     return "\n".join([
-        *(f"| {' | '.join(cells)} |" for cells in lines), "",
+        *_lines(head, [_cells(row, rivals) for row in result["cases"]]), "",
         f"Milliseconds, the least of {result['rounds']} alternating rounds, on {_plural(m['threads'], 'core')} of "
         f"{_article(m['cpu'])} ({8 * m['vector_bytes']}-bit vectors); H is Hq/Hkv where they differ, S is Sq×Sk, D is D/Dv. "
-        f"× best rival: how many times faster than the fastest other; {losses}. "
+        f"× best rival: how many times faster than the fastest other; {_losses(result)}. "
         f"The peak is measured in the same rounds; only pairs of query and key that the mask lets through count as work.",
         "",
         f"{versions}; Numba {m['numba']}, Python {m['python']}, {m['system']}; {result['date']}. "
@@ -151,27 +152,43 @@ def short(result: Measured, names: list[str]) -> str:
     unknown = set(names) - {row["name"] for row in rows}
     if unknown:
         raise ValueError(f"not among the results: {', '.join(sorted(unknown))}")
-    rivals = [name for name, version in result["versions"].items() if version and name != OURS]
-    head = ["B, H, S, D", "mask", "fastattn, ms", *(f"× {name}" for name in rivals)]
-    lines = [head, ["---", "---", *["--:"] * (len(head) - 2)]]
+    rivals, m, cells = _rivals(result), result["machine"], []
     for row in rows:
         t = timings(row)
         ratios = (f"{t[name] / t[OURS]:.2f}" if name in t else "–" for name in rivals)
-        lines.append([row["case"].replace("x", "×"), row["mask"], _milliseconds(t[OURS]), *ratios])
-    m, lost = result["machine"], sum((ratio(row) or 1) < 1 for row in result["cases"])
+        cells.append([_shape(row), row["mask"], _milliseconds(t[OURS]), *ratios])
     return "\n".join([
-        *(f"| {' | '.join(cells)} |" for cells in lines), "",
+        *_lines(["B, H, S, D", "mask", "fastattn, ms", *(f"× {name}" for name in rivals)], cells), "",
         f"How many times faster than each, on {_plural(m['threads'], 'core')} of {_article(m['cpu'])} "
-        f"({8 * m['vector_bytes']}-bit vectors), {result['date']}; {lost} of all {len(result['cases'])} cases were lost to one "
-        f"of them. [All cases](#measured).",
+        f"({8 * m['vector_bytes']}-bit vectors), {result['date']}; "
+        f"{len(lost(result))} of all {len(result['cases'])} cases were lost to one of them. [All cases](#measured).",
     ])
+
+
+def _rivals(result: Measured) -> list[str]:
+    return [name for name, version in result["versions"].items() if version and name != OURS]
+
+
+def _lines(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """A Markdown table: two columns of text, the others of numbers."""
+    for cells in (head, ["---", "---", *["--:"] * (len(head) - 2)], *rows):
+        yield f"| {' | '.join(cells)} |"
+
+
+def _shape(row: Measured) -> str:
+    return row["case"].replace("x", "×")
+
+
+def _losses(result: Measured) -> str:
+    count = len(lost(result))
+    return f"**{count} of {len(result['cases'])} lost**" if count else "none lost"
 
 
 def _cells(row: Measured, rivals: list[str]) -> list[str]:
     t, times, part = timings(row), ratio(row), share(row)
     ours = _milliseconds(t.get(OURS))
     won = "–" if times is None else f"**{times:.2f} (loss)**" if times < 1 else f"{times:.2f}"
-    return [row["case"].replace("x", "×"), row["mask"], ours, *(_milliseconds(t[name]) if name in t else "–" for name in rivals),
+    return [_shape(row), row["mask"], ours, *(_milliseconds(t[name]) if name in t else "–" for name in rivals),
             won, "–" if part is None else f"{part:.0%}"]
 
 

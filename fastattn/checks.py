@@ -18,7 +18,6 @@ from .tiles.job import Sizes
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
-
 Shape: TypeAlias = tuple[int, ...]
 
 
