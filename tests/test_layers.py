@@ -1,16 +1,12 @@
 """Layers are the reference's five steps with weights, wherever the numbers lie."""
 
-import copy
-import pickle
-import threading
 
 import numpy as np
 import numpy.testing as npt
 import pytest
 
-import fastattn
 import reference
-from fastattn import CrossAttention, SelfAttention, causal, lengths, window
+from fastattn import SelfAttention
 
 EPS = {"f4": 2.0**-24, "f8": 2.0**-53}
 # Sums of d_model products of numbers near 1 / sqrt(d_model) four times in a row: each errs by some units of the largest term.
