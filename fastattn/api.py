@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import checks
 from .masks import runs, runs_packed
-from .passes.launch import Forward, compile_common, compile_forward, forward_tiles
+from .passes.launch import Decode, Forward, compile_common, compile_forward, forward_tiles, is_decode
 from .passes.merge import merged
 from .tiles import pool
 from .tiles.job import Sizes, address, empty
@@ -197,11 +197,12 @@ def _forward(dtypes: tuple[np.dtype, ...], shapes: tuple[checks.Shape, ...], str
     """The forward pass over q, k and v that lie so, with o and lse without gaps. Raises if they do not fit."""
     sizes, dtype = checks.operands(dtypes, shapes), dtypes[0]
     B, Hq, Hkv, Sq, _, _, Dv = sizes
-    tasks = B * Hkv * forward_tiles(dtype, Hq // Hkv * Sq) if Hkv else 0
     q, k, v = map(_steps, strides)
     lse = (Hq * Sq * dtype.itemsize, Sq * dtype.itemsize, dtype.itemsize)
-    o = tuple(Dv * step for step in lse)
-    return Forward(dtype, sizes, tasks, {"q": q, "k": k, "v": v, "o": o, "lse": lse})
+    steps = {"q": q, "k": k, "v": v, "o": tuple(Dv * step for step in lse), "lse": lse}
+    if Hkv and is_decode(dtype, Hq // Hkv * Sq):
+        return Decode(dtype, sizes, steps)
+    return Forward(dtype, sizes, B * Hkv * forward_tiles(dtype, Hq // Hkv * Sq) if Hkv else 0, steps)
 
 
 def _steps(strides: tuple[int, ...]) -> tuple[int, ...]:

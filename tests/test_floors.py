@@ -21,6 +21,7 @@ FLOORS = [
     ("micro.score", "micro.softmax", "micro.mix"),
     ("tiles.job", "tiles.rows", "tiles.pool"),
     ("passes.forward", "passes.merge"),
+    ("passes.decode",),
     ("passes.launch",),
     ("masks", "checks"),
     ("api",),

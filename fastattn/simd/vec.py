@@ -16,7 +16,7 @@ Addresses and row distances are int64 and in bytes. Loads and stores ask for no 
     memory     load(shape, at, row)  store(t, at, row)  load_part, store_part: of each row's last vector only `count` elements
                load_table(shape, table, offset, count)  store_table(t, table, offset, count): row r at table[r] + offset
                load_mask_table: from bytes, 0 where seen, -inf where not  load_offsets: int64 less a number, as numbers
-               fetch(shape, at, row), fetch_to_write: a cache line of each row, which need not be readable
+               fetch(shape, at, row), fetch_far, fetch_to_write: a cache line of each row, which need not be readable
     products   rank1(t, column, column_row, row)  rank1_part: as load_part  scale_rows(t, column, column_row)  scaled(t, x)
     lanewise   add  subtract  multiply  maximum     lanewise(f) makes more; a tile of one row stands for all rows
     rows       rowsum(row, t)  rowmax(row, t): fold t's rows into a row; down(f) makes more
@@ -404,16 +404,16 @@ def load_offsets(typingctx, shape, table, minus, least, most):
     return tile(shape, *[types.int64] * 4), codegen
 
 
-def _fetch(write: int) -> Callable:
+def _fetch(write: int, nearness: int) -> Callable:
     @intrinsic
     def ask(typingctx, shape, address, row_bytes):
         def codegen(context, builder, signature, args):
             kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
             function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-            nearest, data = I32(3), I32(1)
+            data = I32(1)
             for r in range(shape.rows):
                 at = builder.add(args[1], builder.mul(args[2], I64(r)))
-                builder.call(function, [_pointer(builder, at, I8), I32(write), nearest, data])
+                builder.call(function, [_pointer(builder, at, I8), I32(write), I32(nearness), data])
             return context.get_dummy_value()
 
         return types.void(shape, types.int64, types.int64), codegen
@@ -421,8 +421,9 @@ def _fetch(write: int) -> Callable:
     return ask
 
 
-# Ask for a cache line of each of the shape's rows, to read or to write. An address that nobody may touch is no fault.
-fetch, fetch_to_write = _fetch(0), _fetch(1)
+# Ask for a cache line of each of the shape's rows, to read, to read later (into L2 alone) or to write. An address that nobody
+# may touch is no fault.
+fetch, fetch_far, fetch_to_write = _fetch(0, 3), _fetch(0, 2), _fetch(1, 3)
 
 
 # ---- products ----------------------------------------------------------------------------------------------------------
@@ -463,6 +464,42 @@ def rank1_part(typingctx, tile, column, column_row, row, count):
     return tile(tile, types.int64, types.int64, types.int64, types.int64), codegen
 
 
+def _dot(builder, tile, value, k, rows):
+    """t[r, :] += the sum over vectors of k's times those of a row: k[0] rows[r][0] + ... lane by lane."""
+    sums = _unpack(builder, tile, value)
+    for j, x in enumerate(k):
+        for r, row in enumerate(rows):
+            sums[r] = x.fma(row[j], sums[r])
+    return _pack(builder, tile, sums)
+
+
+@intrinsic
+def dot(typingctx, tile, shape, x, y, y_row):
+    """t[r, :] += x[0] y[r, 0] + x[1] y[r, 1] + ..., lane by lane: `shape`'s vectors of x, and of as many rows of y as t has."""
+    def codegen(context, builder, signature, args):
+        value, _, x, y, y_row = args
+        wide = Shape(tile.scalar, tile.rows, shape.vecs)
+        vectors = [[Lanes(builder, builder.load(_at(builder, wide, at, step, r, j), align=size(tile.scalar)))
+                    for j in range(shape.vecs)] for at, step, r in [(x, I64(0), 0), *((y, y_row, r) for r in range(tile.rows))]]
+        return _dot(builder, tile, value, vectors[0], vectors[1:])
+
+    return tile(tile, shape, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def dot_part(typingctx, tile, x, y, y_row, count):
+    """t[r, :] += x y[r], lane by lane, of one vector of x of which only the first `count` elements are read."""
+    def codegen(context, builder, signature, args):
+        value, x, y, y_row, count = args
+        at = _at(builder, tile, x, I64(0), 0, 0)
+        last = Lanes(builder, _masked_load(builder, at, tile.vector, _first(builder, tile, count), size(tile.scalar)))
+        rows = [Lanes(builder, builder.load(_at(builder, tile, y, y_row, r, 0), align=size(tile.scalar)))
+                for r in range(tile.rows)]
+        return _dot(builder, tile, value, [last], [[row] for row in rows])
+
+    return tile(tile, types.int64, types.int64, types.int64, types.int64), codegen
+
+
 @intrinsic
 def scale_rows(typingctx, tile, column, column_row):
     """t[r, :] *= column[r]."""
@@ -488,6 +525,18 @@ def numbered(typingctx, shape, first):
         first = args[1]
         rows = [splat(builder, tile.vector, builder.fadd(first, ir.Constant(first.type, r))) for r in range(tile.rows)]
         return _pack(builder, tile, [x for x in rows for _ in range(tile.vecs)])
+
+    return tile(shape, tile.scalar), codegen
+
+
+@intrinsic
+def counted(typingctx, shape, first):
+    """Lane i of every row is first + i."""
+    tile = _tile(shape)
+
+    def codegen(context, builder, signature, args):
+        lane = Lanes(builder, ir.Constant(tile.vector, list(range(tile.lanes))))
+        return _pack(builder, tile, [splat(builder, tile.vector, args[1]) + lane] * (tile.rows * tile.vecs))
 
     return tile(shape, tile.scalar), codegen
 
@@ -541,6 +590,40 @@ def down(operation: Callable[[Lanes, Lanes], Lanes]) -> Callable:
     return intrinsic(typed)
 
 
+def across(operation: Callable[[Lanes, Lanes], Lanes]) -> Callable:
+    """Fold the lanes of each row of a tile, rows of one vector, at most as many as lanes: lane r is row r's.
+
+    A row alone is folded onto itself. Of two, the halves of one stand where the other's are done with: a blend, and one
+    shuffle that moves lanes, for both.
+    """
+    def typed(typingctx, tile):
+        row = Tile(tile.scalar, 1, 1)
+
+        def codegen(context, builder, signature, args):
+            n, vectors = tile.lanes, [x.value for x in _unpack(builder, tile, args[0])]
+
+            def folded(x, y, order, moved):
+                a, b = (builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, n), lanes_)) for lanes_ in (order, moved))
+                return operation(Lanes(builder, a), Lanes(builder, b)).value
+
+            half = n // 2
+            while half:
+                if len(vectors) > half:         # rows 0 ... and half ... : lanes below half of each period, and above
+                    upper = [lane // half % 2 for lane in range(n)]
+                    order = [lane + n * up for lane, up in enumerate(upper)]
+                    moved = [lane + (n - half if up else half) for lane, up in enumerate(upper)]
+                    vectors = [folded(x, y, order, moved) for x, y in zip(vectors[:half], vectors[half:])]
+                else:
+                    turned = [(lane + half) % n for lane in range(n)]
+                    vectors = [folded(x, x, list(range(n)), turned) for x in vectors]
+                half //= 2
+            return _pack(builder, row, [Lanes(builder, vectors[0])])
+
+        return row(tile), codegen
+
+    return intrinsic(typed)
+
+
 def any_lane(condition: Callable[..., ir.Value]) -> Callable:
     """Whether the condition holds in any lane of tiles of one shape."""
     def generate(*tiles):
@@ -564,6 +647,8 @@ maximum = lanewise(maximum_of)
 rowsum = down(lambda row, x: row + x)
 # x first: a NaN in x leaves the row as it is, and shows in the sum of weights instead.
 rowmax = down(lambda row, x: maximum_of(x, row))
+sum_across = across(lambda x, y: x + y)
+max_across = across(maximum_of)
 
 
 @intrinsic
@@ -685,6 +770,15 @@ def take(typingctx, address):
     """The int64 at an address, or a record's first field; one more afterwards; atomic."""
     def codegen(context, builder, signature, args):
         return builder.atomic_rmw("add", _pointer(builder, args[0], I64), I64(1), "monotonic")
+
+    return types.int64(address), codegen
+
+
+@intrinsic
+def arrive(typingctx, address):
+    """As `take`; what other threads wrote before they arrived is seen by whoever arrives later."""
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", _pointer(builder, args[0], I64), I64(1), "acq_rel")
 
     return types.int64(address), codegen
 

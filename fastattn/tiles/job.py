@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from ..machine import LINE
+from ..machine import LINE, TARGET
 from ..simd.vec import lanes, size
 from .record import Record
-from .sizes import BLOCK, GRAIN, VECS, queries
+from .sizes import BLOCK, GRAIN, ROWS, VECS, queries
 
 
 class Sizes(NamedTuple):
@@ -35,6 +35,7 @@ JOB = Record("Job", """
     q q_b q_h q_s  k k_b k_h k_s  v v_b v_h v_s  o o_b o_h o_s  lse lse_b lse_h lse_s
     lo hi run_b  seen seen_b seen_h seen_s seen_j  bias bias_b bias_h bias_s bias_j
     slopes sink tail scale:d cap:d
+    splits states state_bytes arrived
 """)
 """
     taken        the next task; first, as it is taken atomically through the job's address
@@ -47,13 +48,20 @@ JOB = Record("Job", """
     slopes sink  0, or (Hq,) float64
     tail         numbers in the last vector of a row of v
     x_b x_h x_s  bytes from item to item, head to head, row to row of x
-    scale cap    as they were given; NaN: 1 / sqrt(D). What follows from them is computed in the kernel's rounding mode
+    scale cap    as they were given; NaN: 1 / sqrt(D), no softcap. What follows from them is computed in the kernel's rounding
+                 mode
+
+    for few queries
+    splits       pieces of each head's keys             state_bytes  of what is known of one piece
+    states       0, or a state for each piece: rows of kept, of l, of o / l for each query
+    arrived      an int64 for each head: how many of its pieces are done
 """
 
 _STATE = "kept top part l l_far sees lo hi position slope slope_rest factor"
 _TABLE = "q_at o_at lse_at bias_at seen_at first last where"
 _WORDS = "vec_first vec_last ahead ahead_bytes"
-WORK = Record("Work", f"done {_STATE} {_TABLE} {_WORDS} qt s addend tail o o_far v o_row v_row")
+_LANES = "lane_top lane_part lane_l lane_sees"
+WORK = Record("Work", f"done {_STATE} {_TABLE} {_WORDS} {_LANES} sums qt s addend tail o o_far v q_row o_row v_row")
 """
     done                what the last native call returned; nobody reads it
 
@@ -77,6 +85,10 @@ WORK = Record("Work", f"done {_STATE} {_TABLE} {_WORDS} qt s addend tail o o_far
     qt s addend tail    qᵀ (D, W), weights (BLOCK, W), what is added (GRAIN, W), the last keys, copied
     o o_far             sums of p v: of this group, of those before; rows of o_row bytes
     v                   a block's values, healed or shrunk; rows of v_row bytes
+
+    for few queries, of which qt holds rows of q_row bytes, and s rows of weights (rows, BLOCK)
+    lane_top ...        top, part, l and sees before their lanes are folded: a register for each query
+    sums                products of a register of keys and ROWS queries, lane by lane
 """
 
 
@@ -88,6 +100,8 @@ def scratch(scalar: types.Type, D: int, Dv: int) -> Any:
     # A ladder ends with a whole register.
     sizes = dict.fromkeys(_STATE.split(), W * item) | dict.fromkeys(_TABLE.split(), W * 8 + LINE)
     sizes |= dict.fromkeys(_WORDS.split(), VECS * 8)
+    sizes |= dict.fromkeys(_LANES.split(), lanes(scalar) * TARGET.vector_bytes)
+    sizes |= {"sums": ROWS * lanes(scalar) * TARGET.vector_bytes}
     sizes |= {"qt": depth * W * item, "s": BLOCK * W * item, "addend": GRAIN * W * item, "tail": GRAIN * depth * item,
               "o": W * width * item, "o_far": W * width * item, "v": BLOCK * width * item}
     places, end = {}, 0
@@ -96,7 +110,8 @@ def scratch(scalar: types.Type, D: int, Dv: int) -> Any:
         end += -(-bytes_ // LINE) * LINE
     memory = np.zeros(end + LINE, np.uint8)
     start = -(-memory.ctypes.data // LINE) * LINE               # whole vectors that do not cross a cache line
-    work = WORK.memory(o_row=width * item, v_row=width * item, **{name: start + at for name, at in places.items()})
+    places = {name: start + at for name, at in places.items()}
+    work = WORK.memory(q_row=depth * item, o_row=width * item, v_row=width * item, **places)
     work.keeps = memory
     return work
 

@@ -45,6 +45,12 @@ WIDEST = max(_SCORE)            # vectors of queries that are scored at once
 RUN = BLOCK if WIDEST == VECS else 2 * GRAIN
 
 
+# Few queries: rows of q scored together -> vectors of v mixed at a time, rows x vecs sums.
+FEW = {1: 8, 4: 4} if TARGET.registers == 32 else {1: 8, 4: 2}
+ROWS = max(FEW)
+SPLIT = 2048                    # keys of a task: 1 MB of k and as much of v with 128 channels
+
+
 def queries(scalar: types.Type) -> int:
     """W: the queries of a tile."""
     return VECS * lanes(scalar)
@@ -60,6 +66,11 @@ def score_shape(full: Shape, vecs: int) -> Shape:
     return Shape(full.scalar, _SCORE[vecs], vecs)
 
 
+def few_shape(scalar: types.Type, rows: int, vecs: int) -> Shape:
+    """Rows of few queries x vectors of channels."""
+    return Shape(scalar, rows, vecs)
+
+
 def mix_shape(scalar: types.Type, vecs: int) -> Shape:
     """The mix tile for so many vectors of channels: queries x channels."""
     return Shape(scalar, min(_MIX[vecs], queries(scalar)), vecs)
@@ -73,6 +84,8 @@ def _rest(shape: Shape) -> Shape:
 # ones leave over, W % rows.
 score_widest, score_two, score_one = (derived(functools.partial(score_shape, vecs=vecs)) for vecs in (WIDEST, 2, 1))
 rest_of = derived(_rest)
+# As much of a key as is multiplied without a loop.
+stretch_of = derived(lambda shape: Shape(shape.scalar, 1, 4))
 
 
 @dataclass(frozen=True)
@@ -83,9 +96,9 @@ class Channels:
     last: int
 
     @classmethod
-    def of(cls, scalar: types.Type, Dv: int) -> Channels:
+    def of(cls, scalar: types.Type, Dv: int, most: int = max(_MIX)) -> Channels:
         """Dv = 65 to 80 of 16 lanes, at most 4 vectors at a time: 5 vectors, 3 + 2."""
         vectors = max(1, -(-Dv // lanes(scalar)))
-        passes = -(-vectors // max(_MIX))
+        passes = -(-vectors // most)
         wide = -(-vectors // passes)
         return cls(wide, vectors - wide * (passes - 1))
