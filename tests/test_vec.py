@@ -12,11 +12,16 @@ from fastattn.simd.vec import (
     Shape,
     add,
     any_lane,
+    arrive,
     byte,
     bytes_of,
     column_of,
+    counted,
+    dot,
+    dot_part,
     double_of,
     fetch,
+    fetch_far,
     fetch_to_write,
     fill,
     lane_of,
@@ -27,6 +32,7 @@ from fastattn.simd.vec import (
     load_offsets,
     load_part,
     load_table,
+    max_across,
     maximum,
     multiply,
     number,
@@ -48,6 +54,7 @@ from fastattn.simd.vec import (
     store_part,
     store_table,
     subtract,
+    sum_across,
     take,
     transpose,
     vecs_of,
@@ -253,6 +260,28 @@ def test_products(rows, vecs, dtype):
         npt.assert_array_equal(y[3], t * column[0])
 
 
+def dots(t, stretch, x, y, y_row, count, out, shape):
+    V = bytes_of(shape)
+    tile = load(shape, t, V)
+    store(dot(tile, stretch, x, y, y_row), out, V)
+    store(dot_part(tile, x, y, y_row, count), out + rows_of(shape) * V, V)
+    return 0
+
+
+@both
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("vecs", [1, 2, 4])
+def test_products_of_one_row_and_several(rows, vecs, dtype):
+    shape, stretch = shape_of(dtype, rows), shape_of(dtype, 1, vecs)
+    L = shape.lanes
+    t, x, y = (integers(seed, size, dtype) for seed, size in enumerate([(rows, L), (vecs, L), (rows, vecs + 1, L)]))
+    out = np.empty((2, rows, L), dtype)
+    for count in range(L + 1):
+        call(dots, at(t), stretch, at(x), at(y), y.strides[0], count, at(out), shape)
+        npt.assert_array_equal(out[0], t + (x * y[:, :vecs]).sum(1))
+        npt.assert_array_equal(out[1], t + np.where(np.arange(L) < count, x[0], 0) * y[:, 0])
+
+
 def hide(t, first, lo, hi, y, shape):
     W = vecs_of(shape) * lanes_of(shape) * size_of(shape)
     row = row_of(shape)
@@ -270,6 +299,20 @@ def test_between_shows_the_rows_from_lo_to_hi(rows, vecs, dtype):
         start, r = np.array([first], dtype), first + np.arange(rows)[:, None]
         call(hide, at(t), at(start), at(lo), at(hi), at(y), shape)
         same(y, np.where((lo <= r) & (r < hi), t, dtype.type(-np.inf)))
+
+
+def count_up(first, y, shape):
+    store(counted(shape, number(shape, first)), y, bytes_of(shape))
+    return 0
+
+
+@both
+@tiles
+def test_lanes_are_counted_in_every_register(rows, vecs, dtype):
+    shape = shape_of(dtype, rows, vecs)
+    first, y = np.array([-3], dtype), np.empty((rows * vecs, shape.lanes), dtype)
+    call(count_up, at(first), at(y), shape)
+    npt.assert_array_equal(y, np.tile(np.arange(shape.lanes) - 3, (rows * vecs, 1)))
 
 
 # ---- lanewise, rows ----------------------------------------------------------------------------------------------------
@@ -363,6 +406,24 @@ def test_rows_fold_from_first_to_last(rows, vecs, dtype):
     npt.assert_array_equal(out[0], row)
 
 
+def fold_lanes(t, out, shape):
+    tile = load(shape, t, bytes_of(shape))
+    store(sum_across(tile), out, 0)
+    store(max_across(tile), out + bytes_of(shape), 0)
+    return 0
+
+
+@both
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
+def test_lanes_of_every_row_are_folded(rows, dtype):
+    shape = shape_of(dtype, min(rows, shape_of(dtype).lanes))
+    t, out = integers(8, (shape.rows, shape.lanes), dtype), np.empty((2, shape.lanes), dtype)
+    call(fold_lanes, at(t), at(out), shape)
+    again = np.resize(np.arange(shape.rows), shape.lanes)           # rows come again where there are more lanes
+    npt.assert_array_equal(out[0], t.sum(1)[again])
+    npt.assert_array_equal(out[1], t.max(1)[again])
+
+
 def less_row(t, row, out, shape):
     W = vecs_of(shape) * lanes_of(shape) * size_of(shape)
     store(subtract(load(shape, t, W), load(row_of(shape), row, 0)), out, W)
@@ -398,19 +459,20 @@ def test_transpose(dtype):
 def scalars(x, words, bytes_, shape):
     put_number(shape, x + size_of(shape), number(shape, x))
     put_word(words + 8, word(words) + 1)
-    return 1000 * take(words) + byte(bytes_)
+    return 1_000_000 * arrive(words + 16) + 1000 * take(words) + byte(bytes_)
 
 
 @both
 def test_scalars(dtype):
-    x, words, bytes_ = np.array([1.5, 0, 2], dtype), np.array([41, 0, -7]), np.array([250], np.uint8)
-    assert call(scalars, at(x), at(words), at(bytes_), shape_of(dtype)) == 41_250
+    x, words, bytes_ = np.array([1.5, 0, 2], dtype), np.array([41, 0, 7]), np.array([250], np.uint8)
+    assert call(scalars, at(x), at(words), at(bytes_), shape_of(dtype)) == 7_041_250
     npt.assert_array_equal(x, [1.5, 1.5, 2])
-    npt.assert_array_equal(words, [42, 42, -7])
+    npt.assert_array_equal(words, [42, 42, 8])
 
 
 def ladder(shape, words, first, step):
     fetch(shape, 0, 1 << 40)                    # no address is a fault
+    fetch_far(shape, 0, 1 << 40)
     fetch_to_write(shape, 0, 1 << 40)
     put_ladder(words + 8, first, step)
     return 0

@@ -80,7 +80,7 @@ kept_of = lanewise(lambda kept, l: kept.where(l.differs(0.0), -INF))
 weight_of = lanewise(lambda l, kept, most: (l * exp2_of(kept - most)).where(l.differs(0.0), 0.0))
 sink_weight = lanewise(lambda sink, most: exp2_of(sink - most).where(sink.differs(-INF), 0.0))
 some_kept = lanewise(lambda most, total: most.where(total.differs(0.0), 0.0))
-some_inverse = lanewise(lambda total: (total.like(1.0) / total).where(total.differs(0.0), 1.0))
+share_of = lanewise(lambda weight, total: (weight / total).where(total.differs(0.0), 1.0))
 
 
 @kernel
@@ -302,17 +302,15 @@ def join(full, job, work, b, h, rows):
     total = add(total, sink_weight(sink, most))
     store(total, work.l, 0)
     store(some_kept(most, total), work.kept, 0)
-    store(some_inverse(total), work.factor, 0)
+    for at in range(states, end, job.state_bytes):
+        store(share_of(load(lane, at, 0), total), at, 0)
     for r in range(rows):
         for c in range(0, job.Dv, lanes_of(full)):
             o = zeros(lane)
             for at in range(states, end, job.state_bytes):
-                weight = number(full, at + r * item)
-                if number(full, work.l + r * item) == 0:
-                    weight = 1.0
-                if weight != 0:
-                    o = add(o, scaled(load(lane, at + 2 * V + r * work.o_row + c * item, 0), weight))
-            o = scale_rows(o, work.factor + r * item, 0)
+                share = number(full, at + r * item)
+                if share != 0:
+                    o = add(o, scaled(load(lane, at + 2 * V + r * work.o_row + c * item, 0), share))
             store_table(o, work.o_at + 8 * r, c * item, job.Dv - c)
     if job.lse != 0:
         write_lse(full, work, rows)
