@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from . import progress
-from .compare import at_least_one, command, confine, contenders, machine, write
+from .compare import at_least_one, command, confine, contenders, end, machine, write
 
 H, D, QUERIES = 4, 64, 256
 U = 2.0**-24
@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 
     print(text(result))
     write(result, given.json)
+    end(result)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from .report import (
     quantity,
     ratio,
     rivals_of,
+    slower,
     timings,
 )
 
@@ -36,7 +37,7 @@ WHITE, DARK = "#ffffff", "#0d1117"          # the pages
 INK = "#727a85"
 # What a kind has in its name, and its colour; the first that fits counts.
 COLOURS = (
-    ("by word", "#727a85"), ("bi", "#d5349f"), ("lstm", "#df3b3d"), ("gru", "#9f7100"), ("rnn", "#068c37"), ("elman", "#068c37"),
+    ("by word", "#727a85"), ("bidirectional", "#d5349f"), ("lstm", "#df3b3d"), ("gru", "#9f7100"), ("rnn", "#068c37"), ("elman", "#068c37"),
     ("alone", "#727a85"), ("numpy", "#9f7100"), ("torch", "#c35b03"), ("onnxruntime", "#068c37"), ("openvino", "#a050e7"),
     ("jax", "#d5349f"), ("window", "#a050e7"), ("causal", "#01859b"), ("attention", "#1678e1"), ("fastattn", "#1678e1"),
 )
@@ -44,6 +45,8 @@ COLOURS = (
 FONTS = "system-ui, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
 WIDTH = 8.6                                 # inches, at 72 points
 LINE = 12                                   # points between two labels
+LEADER = "attention"                        # whose crossings are marked: its work grows with S^2, theirs with S
+CORNER: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
 
 
 class Chart(NamedTuple):
@@ -74,6 +77,11 @@ def charts(result: Measured, name: str) -> list[Chart]:
 
 def colour(kind: str) -> str:
     return next((colour for word, colour in COLOURS if word in kind), INK)
+
+
+def leads(kind: str) -> bool:
+    """Whether it is ours that is shown."""
+    return at_once(kind) or kind == OURS
 
 
 # ---- a part of the peak --------------------------------------------------------------------------------------------------
@@ -122,45 +130,40 @@ def _names(axes: Any, names: list[str]) -> None:
 # ---- against S -----------------------------------------------------------------------------------------------------------
 def against_S(result: Measured, q: Quantity, group: Group, kinds: dict[str, Curve], name: str) -> Chart:
     """A line for each kind, named where it ends, torch's dashed; rings where attention begins to lose to a rival, or to win."""
-    figure, axes = _canvas(5.2, left=52, right=132, top=52, bottom=54)
+    figure, axes = _canvas(5.2, left=52, right=150, top=52, bottom=54)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     for kind, curve in kinds.items():
         S = sorted(curve)
-        leads = at_once(kind) or kind == OURS
-        axes.plot(S, [curve[n] for n in S], color=colour(kind), lw=2.4 if leads else 1.3, zorder=3 if leads else 2,
-                  marker="o", ms=3.4 if leads else 2.4, dashes=(4, 1.6) if kind.startswith("torch ") or "alone" in kind else (None, None))
+        axes.plot(S, [curve[n] for n in S], color=colour(kind), lw=2.4 if leads(kind) else 1.3, zorder=3 if leads(kind) else 2,
+                  marker="o", ms=3.4 if leads(kind) else 2.4, dashes=(4, 1.6) if kind.startswith("torch ") or "alone" in kind else (None, None))
     sizes = sorted({S for curve in kinds.values() for S in curve})
     axes.set_xticks(sizes, [_size(S) for S in sizes])
     axes.minorticks_off()
     axes.set_xlabel(q.against)
     axes.yaxis.set_major_formatter(lambda x, _: SCALES[q.field](x))
     axes.grid(color=INK, alpha=0.18, lw=0.6)
-    crossed = _rings(axes, kinds) if q.field == "seconds_min" else []
+    crossed = _rings(axes, kinds) if q.field == "seconds_min" else ""
     figure.canvas.draw()                    # the labels go by where the lines are on paper
     _ends(axes, kinds)
     _frame(figure, result, q.title, f"{group}; lower is better", group.threads)
     says = f"{q.title}, {group}: {', '.join(kinds)}"
     if crossed:
-        says += "; " + ", ".join(f"{ours} meets {rival} at {S:,.0f}" for ours, rival, S, _ in crossed)
+        says += f"; {LEADER} over all words takes longer than {crossed}"
     return Chart(name, _svg(figure, says), says)
 
 
-def _rings(axes: Any, kinds: dict[str, Curve]) -> list[tuple[str, str, float, bool]]:
+def _rings(axes: Any, kinds: dict[str, Curve]) -> str:
     """Mark where attention over all words crosses a rival, and list it in the corner that rising lines leave free."""
-    found = []
-    for ours in ("attention", "causal"):
-        for rival in kinds:
-            if ours not in kinds or at_once(rival):
-                continue
-            for S in crossings(kinds[ours], kinds[rival]):
-                before = max(n for n in kinds[ours].keys() & kinds[rival].keys() if n <= S)
-                found.append((ours, rival, S, kinds[ours][before] < kinds[rival][before]))
-                axes.plot(S, _between(kinds[ours], S), "o", ms=8, mfc="none", mec=colour(rival), mew=1.4, zorder=4)
-    for n, (ours, rival, S, falls) in enumerate(sorted(found, key=lambda x: x[2])):
-        axes.annotate(f"○  {S:,.0f}: {ours} falls behind {rival}" if falls else f"○  {S:,.0f}: {ours} overtakes {rival}",
-                      (0, 1), (10, -14 - LINE * n), xycoords="axes fraction", textcoords="offset points", color=colour(rival))
-    return found
+    lost = slower(kinds, LEADER) if LEADER in kinds else {}
+    met = sorted((min(crossings(kinds[LEADER], kinds[rival]))[0], rival) for rival, where in lost.items() if "words" in where)
+    if met:
+        axes.annotate(f"{LEADER} over all words takes longer than", (0, 1), (10, -8), **CORNER)
+    for n, (_, rival) in enumerate(met):
+        axes.annotate(f"○  {rival} {lost[rival]}", (0, 1), (10, -8 - LINE * (n + 1)), color=colour(rival), **CORNER)
+        for S, _ in crossings(kinds[LEADER], kinds[rival]):
+            axes.plot(S, _between(kinds[LEADER], S), "o", ms=8, mfc="none", mec=colour(rival), mew=1.4, zorder=4)
+    return ", ".join(f"{rival} {lost[rival]}" for _, rival in met)
 
 
 def _between(curve: Curve, S: float) -> float:
@@ -172,17 +175,19 @@ def _between(curve: Curve, S: float) -> float:
 
 
 def _ends(axes: Any, kinds: dict[str, Curve]) -> None:
-    """The name of each line behind its last point, moved up or down where names would overlap."""
-    last = {}
+    """The name of each line at its last point: behind the paper's edge, moved up or down where names would overlap, or before."""
+    edge = max(S for curve in kinds.values() for S in curve)
+    ends = sorted((float(axes.transData.transform((edge, curve[edge]))[1]), kind) for kind, curve in kinds.items() if edge in curve)
+    places = {kind: place - y for (y, kind), place in zip(ends, spread([y for y, _ in ends], LINE), strict=True)}
     for kind, curve in kinds.items():
-        last.setdefault(max(curve), []).append(kind)
-    for S, names in last.items():
-        ends = sorted((float(axes.transData.transform((S, kinds[kind][S]))[1]), kind) for kind in names)
-        for (y, kind), label in zip(ends, spread([y for y, _ in ends], LINE), strict=True):
-            leads = at_once(kind) or kind == OURS
-            axes.annotate(kind, (S, kinds[kind][S]), (14, label - y), textcoords="offset points", va="center", color=colour(kind),
-                          fontweight="bold" if leads else "normal", annotation_clip=False, arrowprops={
-                              "arrowstyle": "-", "color": colour(kind), "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)})
+        style: dict[str, Any] = {"color": colour(kind), "fontweight": "bold" if leads(kind) else "normal", "va": "center",
+                                 "textcoords": "offset points"}
+        S = max(curve)
+        if S == edge:
+            axes.annotate(kind, (S, curve[S]), (14, places[kind]), annotation_clip=False, **style, arrowprops={
+                "arrowstyle": "-", "color": colour(kind), "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)})
+        else:
+            axes.annotate(kind, (S, curve[S]), (-7, 5), ha="right", **style)
 
 
 def spread(places: list[float], gap: float) -> list[float]:

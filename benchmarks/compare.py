@@ -210,10 +210,14 @@ def contenders(rivals: list[str] | None) -> dict[str, str | None]:
 
 
 def write(result: dict[str, Any], file: str | None) -> None:
-    """Keep what was measured, if there is a place for it; and end as Ctrl-C ends a command, if it was that."""
+    """Keep what was measured, if there is a place for it."""
     if file:
         Path(file).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if result.get("interrupted"):
+
+
+def end(result: dict[str, Any]) -> None:
+    """Exit as Ctrl-C ends a command, if it was that."""
+    if result["interrupted"]:
         raise SystemExit(130)
 
 
@@ -252,9 +256,15 @@ def main(argv: list[str] | None = None) -> None:
     result = {"machine": machine(cores, given.threads), "versions": versions, "command": command(parser(), given),
               "date": time.strftime("%Y-%m-%d"), "rounds": given.rounds, "seconds": given.seconds, "interrupted": None, "cases": []}
     print(report.box(result), report.heading(list(versions)), sep="\n\n", flush=True)
-    fill(result, cases, lambda left: given.seconds, lambda row: print(report.line(row, list(versions)), flush=True))
+
+    def show(row: dict[str, Any]) -> None:
+        print(report.line(row, list(versions)), flush=True)
+        write(result, given.json)               # after each case: a run of minutes may be killed, too
+
+    fill(result, cases, lambda left: given.seconds, show)
     print("", *report.notes(result), sep="\n")
     write(result, given.json)
+    end(result)
 
 
 if __name__ == "__main__":

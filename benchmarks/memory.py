@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import progress
-from .compare import at_least_one, command, confine, contenders, machine, write
+from .compare import at_least_one, command, confine, contenders, end, machine, write
 
 H, D = 8, 64
 SMALL = 64                      # words of the call that comes before, which compiles and starts threads
@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
 
     print(text(result))
     write(result, given.json)
+    end(result)
 
 
 def add(result: dict[str, Any], name: str, S: int, threads: int) -> None:

@@ -128,12 +128,12 @@ def curves(result: Measured, field: str) -> dict[Group, dict[str, Curve]]:
     return found
 
 
-def crossings(a: Curve, b: Curve) -> list[float]:
-    """Where a becomes larger than b, or smaller: S, on straight lines between the points of log-log paper."""
+def crossings(a: Curve, b: Curve) -> list[tuple[float, bool]]:
+    """Each S where a and b are equal, on straight lines between the points of log-log paper; and whether a is larger behind."""
     both = sorted(a.keys() & b.keys())
     gap = [math.log(a[S] / b[S]) for S in both]
-    return [math.exp(math.log(S) + math.log(T / S) * d / (d - e))
-            for (S, T), (d, e) in zip(pairwise(both), pairwise(gap), strict=True) if d < 0 <= e or e < 0 <= d]
+    return [(S * (T / S) ** (d / (d - e)), d < 0) for (S, T), (d, e) in zip(pairwise(both), pairwise(gap), strict=True)
+            if d < 0 <= e or e < 0 <= d]
 
 
 def at_once(kind: str) -> bool:
@@ -142,10 +142,15 @@ def at_once(kind: str) -> bool:
         word in kind for word in ("torch", "by word"))
 
 
-def behind(kinds: dict[str, Curve], name: str) -> dict[str, list[int]]:
-    """Where a kind takes more time than which that are not ours at once: {rival: [S, ...]}."""
-    return {rival: lost for rival, curve in kinds.items() if not at_once(rival)
-            if (lost := [S for S, t in sorted(curve.items()) if kinds[name].get(S, 0) > t])}
+def slower(kinds: dict[str, Curve], name: str) -> dict[str, str]:
+    """Where a kind takes longer than each of those that are not ours at once, in words; "" where it never does."""
+    found = {}
+    for rival in (rival for rival, curve in kinds.items() if not at_once(rival) and curve.keys() & kinds[name].keys()):
+        met = crossings(kinds[name], kinds[rival])
+        first = min(kinds[name].keys() & kinds[rival].keys())
+        found[rival] = "at every length" if not met and kinds[name][first] > kinds[rival][first] else " and ".join(
+            f"{'from' if behind else 'up to'} {S:,.0f} words" for S, behind in met)
+    return found
 
 
 def from_pytest(report: Measured) -> Measured:
@@ -326,13 +331,12 @@ def _cell(x: float | None, q: Quantity, bold: bool) -> str:
 
 
 def _race(kinds: dict[str, Curve]) -> Iterator[str]:
-    """Against whom each kind of attention loses, and where."""
+    """Where each kind of attention wins and loses."""
     for name in filter(at_once, kinds):
-        lost = behind(kinds, name)
-        rivals = [kind for kind in kinds if not at_once(kind)]
-        ahead = [kind for kind in rivals if kind not in lost]
-        says = [f"ahead of {_listed(ahead)} at every length"] if ahead else []
-        says += [f"behind {rival} at {_listed([f'{S:,}' for S in sizes])}" for rival, sizes in lost.items()]
+        lost = slower(kinds, name)
+        ahead, behind = [x for x, where in lost.items() if not where], [f"{x} {where}" for x, where in lost.items() if where]
+        says = [f"faster than {_listed(ahead)} at every length"] if ahead else []
+        says += [f"takes longer than {_listed(behind)}"] if behind else []
         if says:
             yield f"- {name}: {'; '.join(says)}"
     yield ""
