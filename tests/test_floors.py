@@ -24,6 +24,7 @@ FLOORS = [
     ("passes.launch",),
     ("masks", "checks"),
     ("api",),
+    ("layers",),
     ("",),                                          # fastattn itself: what is public
     ("data", "data.words", "data.model", "data.make", "demo", "cli", "__main__"),
 ]
