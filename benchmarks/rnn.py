@@ -39,11 +39,11 @@ from fastattn.machine import LINE, TARGET
 from fastattn.simd.math import LOG2_E, exp2_of, tanh, tanh_of
 from fastattn.simd.vec import Shape, add, bytes_of, lanes, lanewise, load, number, put_number, rank1, store, transpose, zeros
 
+from .cases import GATES
 from .peak import aligned
 
 F32 = types.float32
 LANES = lanes(F32)
-GATES = {"elman": 1, "gru": 3, "lstm": 4}
 # 8 sums in flight: an FMA takes 4 cycles, and two begin in each.
 MOST_VECS = 8
 # A thread that waits for so many looks gives the processor away: where threads share one, the other could not go on.
