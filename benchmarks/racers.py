@@ -28,6 +28,7 @@ from .rivals import Way
 from .rnn import Recurrent, Weights
 from .word_by_word import WordByWord
 
+
 @functools.cache
 def projections() -> tuple[NDArray, ...]:
     """w_q, w_k, w_v, w_o, normal, of variance 1 / D_MODEL."""
@@ -70,7 +71,7 @@ def torch_module(cell: str, directions: tuple[Weights, ...]) -> Any:
     d, H = len(directions[0].w_x), len(directions[0].w_h)
     module = kind(d, H, batch_first=True, bidirectional=len(directions) == 2).eval()
     with torch.no_grad():
-        for w, suffix in zip(directions, ("_l0", "_l0_reverse")):
+        for w, suffix in zip(directions, ("_l0", "_l0_reverse"), strict=False):
             for name, x in (("weight_ih", w.w_x.T), ("weight_hh", w.w_h.T), ("bias_ih", w.b_x), ("bias_hh", w.b_h)):
                 getattr(module, name + suffix).copy_(torch.from_numpy(np.ascontiguousarray(x)))
     return module

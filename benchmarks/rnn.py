@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from fastattn.machine import LINE, TARGET
 from fastattn.simd.math import LOG2_E, exp2_of, tanh, tanh_of
-from fastattn.simd.vec import Shape, add, bytes_of, lanes, lanewise, load, number, put_number, rank1, store, transpose, zeros
+from fastattn.simd.vec import Shape, add, lanes, lanewise, load, number, put_number, rank1, store, transpose, zeros
 
 from .cases import GATES
 from .peak import aligned
@@ -260,12 +260,17 @@ class _Direction:
         """x (B, S, gates, units) is x w_x; y (B, S, units) becomes h, in this thread's blocks."""
         h, columns, next_columns, c = (part.ctypes.data for part in self.state)
         first, last = (self.blocks * n // threads for n in (thread, thread + 1))
-        self.run(x.ctypes.data, *x.strides[:3], self.w.ctypes.data, self.b.ctypes.data, y.ctypes.data, *y.strides[:2], h,
-                 self.state.strides[1], columns, next_columns, c, z.ctypes.data, self.batch, x.shape[1], self.H, first, last, self.backwards,
-                 self.meet.ctypes.data, threads)
+        self.run(x.ctypes.data, *x.strides[:3], self.w.ctypes.data, self.b.ctypes.data, y.ctypes.data, *y.strides[:2],
+                 h, self.state.strides[1], columns, next_columns, c, z.ctypes.data, self.batch, x.shape[1], self.H,
+                 first, last, self.backwards, self.meet.ctypes.data, threads)
 
     def begin(self) -> None:
         self.state[...], self.meet[...] = 0, 0
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
 
 
 class Recurrent:
@@ -277,9 +282,8 @@ class Recurrent:
 
     def __init__(self, kind: str, *weights: Weights) -> None:
         self.kind, self.weights, self.H = kind, weights, len(weights[0].w_h)
-        self._pool = ThreadPoolExecutor()
         self._batch = 0
-        self._x = np.empty((0, 0), np.float32)
+        self._memory = np.empty(0, np.float32)
 
     @classmethod
     def random(cls, kind: str, d_model: int, directions: int = 1, seed: int = 0) -> Recurrent:
@@ -289,28 +293,33 @@ class Recurrent:
         if x.ndim == 2:
             return self(x[None], threads)[0]
         B, S, _ = x.shape
-        if B != self._batch:                                # packed anew for another batch; a model has one
+        if self._batch != B:                                # packed anew for another batch; a model has one
             self._directions = [_Direction(self.kind, w, B, backwards=n == 1) for n, w in enumerate(self.weights)]
             self._w_x = np.concatenate([direction.w_x for direction in self._directions], axis=1)
             self._batch = B
-        units, count = self._directions[0].units, len(self._directions)
-        if len(self._x) != B * S:                           # kept between calls: new memory costs a page fault every 4 KiB
-            self._x = np.empty((B * S, self._w_x.shape[1]), np.float32)
-        np.matmul(x.reshape(B * S, -1), self._w_x, out=self._x)
-        every = self._x.reshape(B, S, count, GATES[self.kind], units)
+        units, count, gates = self._directions[0].units, len(self._directions), GATES[self.kind]
+        every = self._projections(x.reshape(B * S, x.shape[2])).reshape(B, S, count, gates, units)
         y = np.empty((B, S, count, units), np.float32)
         for direction in self._directions:
             direction.begin()
-        jobs = [(n, thread, max(1, threads // count)) for n in range(count) for thread in range(max(1, threads // count))]
+        each = max(1, threads // count)
 
-        def run(n, thread, threads):
+        def run(n: int, thread: int) -> None:
             direction = self._directions[n]
-            z = aligned((GATES[self.kind], B, direction.width), "float32")
-            direction.go(every[:, :, n], y[:, :, n], thread, threads, z)
+            z = aligned((gates, B, direction.width), "float32")
+            direction.go(every[:, :, n], y[:, :, n], thread, each, z)
 
+        jobs = [(n, thread) for n in range(count) for thread in range(each)]
         if threads == 1:
             for job in jobs:
                 run(*job)
-        else:
-            list(self._pool.map(run, *zip(*jobs, strict=True)))
-        return y[..., :self.H].reshape(B, S, count * self.H) if units != self.H else y.reshape(B, S, -1)
+        else:                                               # a thread for each job: they wait for each other
+            list(_pool(len(jobs)).map(run, *zip(*jobs, strict=True)))
+        return y[..., :self.H].reshape(B, S, count * self.H)
+
+    def _projections(self, words: NDArray) -> NDArray:
+        """words w_x, of all gates and directions, in memory kept between calls: new memory costs a page fault every 4 KiB."""
+        shape = len(words), self._w_x.shape[1]
+        if self._memory.size < shape[0] * shape[1]:
+            self._memory = np.empty(shape[0] * shape[1], np.float32)
+        return np.matmul(words, self._w_x, out=self._memory[:shape[0] * shape[1]].reshape(shape))

@@ -106,7 +106,7 @@ def race(result: Result, kinds: list[str], lengths: list[int], batches: list[int
         for S in sorted(lengths):
             here: list[Runner] = []
             try:
-                if S == min(lengths):
+                if min(lengths) == S:
                     for runner in runners:
                         advance(f"{runner.kind}: is it right?", 0)
                         runner.check(Race(runner.kind, CHECKED, batch))
@@ -127,7 +127,8 @@ def race(result: Result, kinds: list[str], lengths: list[int], batches: list[int
                 result["interrupted"] = f"{S:,} words" + (f", batch {batch}" if batch > 1 else "")
             new = [runner.result() for runner in here if runner.times]
             result["results"] += new
-            show(new)
+            if new:
+                show(new)
             if result["interrupted"]:
                 return
 
@@ -171,7 +172,7 @@ def verdicts(results: list[Result]) -> Iterator[str]:
         for name in SIGHTS:
             for rival, curve in rivals.items():
                 if kinds.get(name, {}).keys() & curve.keys():
-                    line = f"  {name} : {rival:<25} {compared(kinds[name], curve)}"
+                    line = f"  {name:<10} {rival:<25} {compared(kinds[name], curve)}"
                     S = crossing(kinds[name], curve)
                     yield line + (f"; as fast at about {S:,.0f}" if S else "")
 
@@ -183,8 +184,9 @@ def heading(kinds: list[str]) -> str:
 def line(kinds: list[str], new: list[Result]) -> str:
     """The times of one length; a star at the least."""
     times = {row["kind"]: row["seconds_min"] for row in new}
-    cells = [f"{_milliseconds(times[kind])}{'*' * (times[kind] == min(times.values()))}" if kind in times else "-" for kind in kinds]
-    name = f"{new[0]['batch']} x {new[0]['S']:,}" if new else ""
+    least = min(times.values())
+    cells = [f"{_milliseconds(times[kind])}{'*' * (times[kind] == least)}" if kind in times else "-" for kind in kinds]
+    name = f"{new[0]['batch']} x {new[0]['S']:,}"
     return f"{name:<12} " + " ".join(f"{cell:>{_width(kind)}}" for kind, cell in zip(kinds, cells, strict=True))
 
 
