@@ -100,7 +100,7 @@ class Quantity(NamedTuple):
 
 
 QUANTITIES = (
-    Quantity("sequence", "seconds_min", "Time against the number of words", "words", "ms", lambda x: _milliseconds(x)),
+    Quantity("sequence", "seconds_min", "Time against the number of words", "words", "ms", lambda x: milliseconds(x)),
     Quantity("memory", "bytes", "Memory besides the inputs against the number of words", "words", "MB",
              lambda x: f"{x / 1e6:.1f}"),
     Quantity("accuracy", "rms", "Error of float32 against the number of keys", "keys", "roundings (root mean square)",
@@ -137,9 +137,10 @@ def crossings(a: Curve, b: Curve) -> list[tuple[float, bool]]:
 
 
 def at_once(kind: str) -> bool:
-    """Whether a kind of the race is an attention layer that sees all words at once, and ours."""
-    return any(word in kind for word in ("attention", "causal", "window")) and not any(
-        word in kind for word in ("torch", "by word"))
+    """Whether a kind of the race is an attention layer, ours, that sees all words at once."""
+    from .cases import SIGHTS                   # not before it is needed: it imports NumPy
+
+    return kind in SIGHTS
 
 
 def slower(kinds: dict[str, Curve], name: str) -> dict[str, str]:
@@ -207,7 +208,7 @@ def heading(names: list[str]) -> str:
 def line(row: Measured, names: list[str]) -> str:
     """One row: everyone's least time, our rate, and the ratio to the best rival."""
     t = timings(row)
-    times = "".join(f"{_milliseconds(t.get(name)) if name in row['contenders'] else '-':>12}" for name in names)
+    times = "".join(f"{milliseconds(t.get(name)) if name in row['contenders'] else '-':>12}" for name in names)
     aims = [f"({row['share']:.0%})" if row["share"] else "", f"({row['times']:g})" if row["times"] else ""]
     return (f"{row['name']:16}{row['case']:24}{row['mask']:21}{times}{_show(gflops(row), '.1f'):>9}"
             f"{_show(share(row), '.1%'):>9}{aims[0]:>7}{_show(ratio(row), '.2f'):>8}{_show(ratio(row, 'median'), '.2f'):>8}"
@@ -257,7 +258,7 @@ def _show(x: float | None, form: str) -> str:
     return "" if x is None else format(x, form)
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
     """Four digits, from microseconds to seconds."""
     if seconds is None:
         return "none"
@@ -356,7 +357,7 @@ def short(result: Measured, names: list[str]) -> str:
     for row in rows:
         t = timings(row)
         ratios = (f"{t[name] / t[OURS]:.2f}" if name in t else "–" for name in rivals)
-        cells.append([_shape(row), row["mask"], _milliseconds(t[OURS]), *ratios])
+        cells.append([_shape(row), row["mask"], milliseconds(t[OURS]), *ratios])
     return "\n".join([
         *_lines(["B, H, S, D", "mask", "fastattn, ms", *(f"× {name}" for name in rivals)], cells), "",
         f"How many times faster than each, {_where(m, m['threads'])}, {result['date']}; "
@@ -391,9 +392,9 @@ def _losses(result: Measured) -> str:
 
 def _cells(row: Measured, rivals: list[str]) -> list[str]:
     t, times, part = timings(row), ratio(row), share(row)
-    ours = _milliseconds(t.get(OURS))
+    ours = milliseconds(t.get(OURS))
     won = "–" if times is None else f"**{times:.2f} (loss)**" if times < 1 else f"{times:.2f}"
-    return [_shape(row), row["mask"], ours, *(_milliseconds(t[name]) if name in t else "–" for name in rivals),
+    return [_shape(row), row["mask"], ours, *(milliseconds(t[name]) if name in t else "–" for name in rivals),
             *[won][:len(rivals)], "–" if part is None else f"{part:.0%}"]
 
 
