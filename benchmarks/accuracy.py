@@ -1,23 +1,23 @@
 """How far float32 results lie from float64, against the number of keys: python -m benchmarks.accuracy [--help]
 
-    rms    root mean square of o - o*, as a share of that of o*, in units of u = 2^-24: what rounding the result costs
-    max    the largest of |o - o*| in the same units
+    the usual error      root mean square of o - o*, as a share of that of o*, in units of u = 2^-24: what rounding costs
+    the largest          of |o - o*|, in the same units
 
 o* is the formula in float64. 256 queries, as the error depends on the number of keys that each mixes. Of several ways to
-ask a library the one with the least rms counts.
+ask a library the one with the least usual error counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Any
 
 from . import progress
-from .compare import at_least_one, command, confine, contenders, end, machine, write
+from .compare import at_least_one, begun, command, confine, contenders, end, write
 
 H, D, QUERIES = 4, 64, 256
 U = 2.0**-24
+LARGEST = ", largest"          # what a kind is called that shows it
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +37,7 @@ def case(S: int) -> Any:
 
 
 def errors(name: str, case, threads: int) -> tuple[float, float]:
-    """(rms, max) of the contender's most exact way; RuntimeError if there is none."""
+    """(usual, largest) of the contender's most exact way; RuntimeError if there is none."""
     import numpy as np
 
     from .cases import formula
@@ -58,8 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     given = parser().parse_args(argv)
     cores = confine(given.threads)
     versions = contenders(given.rivals)
-    result = {"machine": machine(cores, given.threads), "versions": versions, "command": command(parser(), given),
-              "date": time.strftime("%Y-%m-%d"), "interrupted": None, "left_out": {}, "results": []}
+    result = begun(cores, given.threads, versions, command(parser(), given), left_out={}, results=[])
     names = [name for name, version in versions.items() if version]
     with progress.bar(len(names) * len(given.keys)) as advance:
         try:
@@ -67,12 +66,12 @@ def main(argv: list[str] | None = None) -> None:
                 for name in names:
                     advance(f"{name}: {S} keys", 0)
                     try:
-                        rms, most = errors(name, case(S), given.threads)
+                        usual, largest = errors(name, case(S), given.threads)
                     except Exception as reason:         # whatever a library raises, the others go on
                         result["left_out"][f"{name}, {S} keys"] = f"{type(reason).__name__}: {reason}".splitlines()[0]
                     else:
-                        result["results"].append({"kind": name, "S": S, "batch": 1, "threads": given.threads, "rms": rms,
-                                                  "max": most})
+                        for kind, error in ((name, usual), (name + LARGEST, largest)):
+                            result["results"].append({"kind": kind, "S": S, "batch": 1, "threads": given.threads, "error": error})
                     advance("")
         except KeyboardInterrupt:
             result["interrupted"] = f"{name}, {S} keys"

@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from . import progress, report
-from .compare import at_least_one, command, confine, contenders, end, fill, machine, positive, write
+from .compare import at_least_one, begun, command, confine, contenders, end, fill, positive, write
 
 CASES = ["s2048", "s512-causal", "gqa-causal", "batch8", "padding", "prompt", "sentence", "image", "next", "least"]
 ROUNDS = 8
@@ -44,6 +43,9 @@ class Budget:
         return now
 
 
+HEADING = f"{'':12}{'B, H, S, D':22}{'mask':16}{'fastattn':>10}   times as fast as ..."
+
+
 # ---- in words ------------------------------------------------------------------------------------------------------------
 def times(x: float) -> str:
     """2.13x, 34x; a loss never shows as 1: 0.996x."""
@@ -64,7 +66,7 @@ def verdict(row: report.Measured) -> str:
 def line(row: report.Measured) -> str:
     ours = report.timings(row).get(report.OURS)
     shown = "" if ours is None else f"{report.milliseconds(ours)} ms"
-    return f"{row['name']:12}{row['case']:19}{row['mask']:17}{shown:>10}   {verdict(row)}"
+    return f"{row['name']:12}{row['case']:22}{row['mask']:16}{shown:>10}   {verdict(row)}"
 
 
 def summary(result: report.Measured) -> Iterator[str]:
@@ -110,8 +112,9 @@ def race(result: report.Measured, seconds: float, advance: progress.Advance) -> 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fastattn bench", description="How fast fastattn is on this machine, beside every rival "
-                                     "that is installed: ten cases, then the attention layer against LSTMs. Losses are shown.")
+    parser = argparse.ArgumentParser(prog="fastattn bench", description=(
+        "How fast fastattn is on this machine, beside every rival that is installed: ten cases, then the attention layer against "
+        "LSTMs. Losses are shown like wins."))
     parser.add_argument("--seconds", type=positive, default=120.0, help="about how long all of it takes; default: 120")
     parser.add_argument("--threads", type=at_least_one, default=1, help="how many cores; default: 1")
     parser.add_argument("--json", metavar="FILE", help="where to write everything that was measured")
@@ -122,13 +125,11 @@ def main(argv: list[str] | None = None) -> None:
     given = parser().parse_args(argv)
     cores = confine(given.threads)
     budget = Budget(given.seconds * (1 - RACE))
-    from .cases import named                    # not before: it imports NumPy
+    from .cases import named  # not before: it imports NumPy
 
     versions = contenders(None)
-    result: dict[str, Any] = {
-        "machine": machine(cores, given.threads), "versions": versions, "command": command(parser(), given),
-        "date": time.strftime("%Y-%m-%d"), "rounds": ROUNDS, "seconds": given.seconds, "interrupted": None, "cases": []}
-    print(report.box(result), "", f"{'':12}{'B, H, S, D':19}{'mask':17}{'fastattn':>10}   as fast as ...", sep="\n", flush=True)
+    result = begun(cores, given.threads, versions, command(parser(), given), rounds=ROUNDS, seconds=given.seconds, cases=[])
+    print(report.box(result), "", HEADING, sep="\n", flush=True)
 
     def show(row: report.Measured) -> None:
         print(line(row), flush=True)

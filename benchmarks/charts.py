@@ -4,8 +4,8 @@
     against S   time, memory or error on log-log paper, a line for each kind; rings where attention crosses a rival
 
 One picture serves light and dark pages: it has no background, and every colour is a middle one, of luminance 0.19, which has
-4.3 : 1 on white as well as on GitHub's dark #0d1117. More than 4.35 on both at once there cannot be: the contrast of the two
-pages to each other is 18.9 = 4.35². So colours tell lines apart by hue, and lines are named where they end.
+4.3 : 1 on white as well as on GitHub's dark #0d1117. More than 4.36 on both at once there cannot be: the contrast of the two
+pages to each other is 18.9 < 4.36². So colours tell lines apart by hue, and lines are named where they end.
 The same figures give the same bytes (of one version of matplotlib): no date but the data's own, no random ids. Text stays text.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from typing import Any, NamedTuple
 
 from .report import (
@@ -34,18 +35,19 @@ from .report import (
 )
 
 WHITE, DARK = "#ffffff", "#0d1117"          # the pages
-INK = "#727a85"
+INK, LOSS = "#727a85", "#df3b3d"
 # What a kind has in its name, and its colour; the first that fits counts.
 COLOURS = (
-    ("by word", "#727a85"), ("bidirectional", "#d5349f"), ("lstm", "#df3b3d"), ("gru", "#9f7100"), ("rnn", "#068c37"), ("elman", "#068c37"),
-    ("alone", "#727a85"), ("numpy", "#9f7100"), ("torch", "#c35b03"), ("onnxruntime", "#068c37"), ("openvino", "#a050e7"),
-    ("jax", "#d5349f"), ("window", "#a050e7"), ("causal", "#01859b"), ("attention", "#1678e1"), ("fastattn", "#1678e1"),
+    ("fastattn", "#1678e1"), ("attention", "#1678e1"), ("causal", "#01859b"), ("window", "#a050e7"),
+    ("bidirectional", "#d5349f"), ("lstm", "#df3b3d"), ("gru", "#9f7100"), ("rnn", "#068c37"), ("elman", "#068c37"),
+    ("numpy", "#9f7100"), ("torch", "#c35b03"), ("onnxruntime", "#068c37"), ("openvino", "#a050e7"), ("jax", "#d5349f"),
 )
 # Measured with DejaVu Sans, the widest of these, so that no other runs into anything.
 FONTS = "system-ui, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans', sans-serif"
 WIDTH = 8.6                                 # inches, at 72 points
 LINE = 12                                   # points between two labels
 LEADER = "attention"                        # whose crossings are marked: its work grows with S^2, theirs with S
+DASHED = re.compile("^torch .|largest|alone")  # what has the colour of another line, or lies on one
 CORNER: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
 
 
@@ -81,14 +83,14 @@ def colour(kind: str) -> str:
 
 def leads(kind: str) -> bool:
     """Whether it is ours that is shown."""
-    return at_once(kind) or kind == OURS
+    return at_once(kind) or kind.startswith(OURS)
 
 
 # ---- a part of the peak --------------------------------------------------------------------------------------------------
 def shares(result: Measured, name: str) -> Chart:
     """A row for each case: where each library stands between nothing and the FMA peak, and our ratio to the best of them."""
     rows, rivals, losses = result["cases"], rivals_of(result), lost(result)
-    figure, axes = _canvas(0.21 * len(rows) + 1.5, left=196, right=64, top=66, bottom=50)
+    figure, axes = _canvas(0.21 * len(rows) + 1.5, left=216, right=64, top=66, bottom=50)
     for y, row in enumerate(rows):
         parts = {kind: row["flops"] / t / 1e9 / row["peak"] for kind, t in timings(row).items()}
         axes.plot([0, max(parts.values(), default=0)], [y, y], color=INK, alpha=0.25, lw=1, zorder=1)
@@ -97,16 +99,18 @@ def shares(result: Measured, name: str) -> Chart:
             axes.plot(part, y, "o", color=colour(kind), ms=7.5 if ours else 4.5, zorder=3 if ours else 2)
         won = ratio(row)
         if won is not None:
-            axes.annotate(f"{won:.2f}" + (" lost" if row["name"] in losses else ""), (1, y), (10, 0), xycoords=("axes fraction", "data"),
-                          textcoords="offset points", va="center", fontweight="bold",
-                          color=colour("lstm" if row["name"] in losses else OURS))
-    dtypes = {row["dtype"] for row in rows}
-    axes.set_yticks(range(len(rows)), [f"{row['case'].replace('x', '×')}   {row['mask']}" for row in rows])
+            lost_it = row["name"] in losses
+            axes.annotate(f"{won:.2f}{' lost' * lost_it}", (1, y), (10, 0), xycoords=("axes fraction", "data"), va="center",
+                          textcoords="offset points", fontweight="bold", color=LOSS if lost_it else colour(OURS))
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row["dtype"]] = max(row["peak"], best.get(row["dtype"], 0))
+    axes.set_yticks(range(len(rows)), [f"{row['case'].replace('x', '×')} · {row['mask']}" for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-    best = ", ".join(f"{max(row['peak'] for row in rows if row['dtype'] == dtype):.0f} GFLOP/s in {dtype}" for dtype in sorted(dtypes))
-    axes.set_xlabel(f"part of the FMA peak that was measured beside it: {best}")
+    peaks = ", ".join(f"{peak:.0f} GFLOP/s in {dtype}" for dtype, peak in best.items())
+    axes.set_xlabel(f"part of the FMA peak that was measured beside it: {peaks}")
     if rivals:
         axes.annotate("× best", (1, 1), (10, 6), xycoords="axes fraction", textcoords="offset points", fontweight="bold")
     _names(axes, [OURS, *rivals])
@@ -129,17 +133,21 @@ def _names(axes: Any, names: list[str]) -> None:
 
 # ---- against S -----------------------------------------------------------------------------------------------------------
 def against_S(result: Measured, q: Quantity, group: Group, kinds: dict[str, Curve], name: str) -> Chart:
-    """A line for each kind, named where it ends, torch's dashed; rings where attention begins to lose to a rival, or to win."""
+    """A line for each kind, named where it ends; rings where attention begins to lose to a rival, or to win."""
+    from matplotlib.ticker import LogLocator
+
     figure, axes = _canvas(5.2, left=52, right=150, top=52, bottom=54)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     for kind, curve in kinds.items():
-        S = sorted(curve)
-        axes.plot(S, [curve[n] for n in S], color=colour(kind), lw=2.4 if leads(kind) else 1.3, zorder=3 if leads(kind) else 2,
-                  marker="o", ms=3.4 if leads(kind) else 2.4, dashes=(4, 1.6) if kind.startswith("torch ") or "alone" in kind else (None, None))
+        S, first = sorted(curve), leads(kind)
+        axes.plot(S, [curve[n] for n in S], color=colour(kind), lw=2.4 if first else 1.3, zorder=3 if first else 2, marker="o",
+                  ms=3.4 if first else 2.4, dashes=(4, 1.6) if DASHED.search(kind) else (None, None))
     sizes = sorted({S for curve in kinds.values() for S in curve})
     axes.set_xticks(sizes, [_size(S) for S in sizes])
     axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
     axes.set_xlabel(q.against)
     axes.yaxis.set_major_formatter(lambda x, _: SCALES[q.field](x))
     axes.grid(color=INK, alpha=0.18, lw=0.6)
@@ -154,16 +162,18 @@ def against_S(result: Measured, q: Quantity, group: Group, kinds: dict[str, Curv
 
 
 def _rings(axes: Any, kinds: dict[str, Curve]) -> str:
-    """Mark where attention over all words crosses a rival, and list it in the corner that rising lines leave free."""
-    lost = slower(kinds, LEADER) if LEADER in kinds else {}
-    met = sorted((min(crossings(kinds[LEADER], kinds[rival]))[0], rival) for rival, where in lost.items() if "words" in where)
-    if met:
+    """Mark where attention over all words crosses a rival, and list what it loses in the corner that rising lines leave free."""
+    lost = {rival: where for rival, where in slower(kinds, LEADER).items() if where} if LEADER in kinds else {}
+    met = {rival: [S for S, _ in crossings(kinds[LEADER], kinds[rival])] for rival in lost}
+    listed = sorted(lost, key=lambda rival: met[rival][-1:])
+    if listed:
         axes.annotate(f"{LEADER} over all words takes longer than", (0, 1), (10, -8), **CORNER)
-    for n, (_, rival) in enumerate(met):
-        axes.annotate(f"○  {rival} {lost[rival]}", (0, 1), (10, -8 - LINE * (n + 1)), color=colour(rival), **CORNER)
-        for S, _ in crossings(kinds[LEADER], kinds[rival]):
+    for n, rival in enumerate(listed, 1):
+        sign = "○" if met[rival] else "·"
+        axes.annotate(f"{sign}  {rival} {lost[rival]}", (0, 1), (10, -8 - LINE * n), color=colour(rival), **CORNER)
+        for S in met[rival]:
             axes.plot(S, _between(kinds[LEADER], S), "o", ms=8, mfc="none", mec=colour(rival), mew=1.4, zorder=4)
-    return ", ".join(f"{rival} {lost[rival]}" for _, rival in met)
+    return ", ".join(f"{rival} {lost[rival]}" for rival in listed)
 
 
 def _between(curve: Curve, S: float) -> float:
@@ -175,25 +185,27 @@ def _between(curve: Curve, S: float) -> float:
 
 
 def _ends(axes: Any, kinds: dict[str, Curve]) -> None:
-    """The name of each line at its last point: behind the paper's edge, moved up or down where names would overlap, or before."""
+    """The name of each line at its last point: behind it at the edge, else before it; up or down where names would overlap."""
     edge = max(S for curve in kinds.values() for S in curve)
-    ends = sorted((float(axes.transData.transform((edge, curve[edge]))[1]), kind) for kind, curve in kinds.items() if edge in curve)
-    places = {kind: place - y for (y, kind), place in zip(ends, spread([y for y, _ in ends], LINE), strict=True)}
-    for kind, curve in kinds.items():
-        style: dict[str, Any] = {"color": colour(kind), "fontweight": "bold" if leads(kind) else "normal", "va": "center",
-                                 "textcoords": "offset points"}
-        S = max(curve)
-        if S == edge:
-            axes.annotate(kind, (S, curve[S]), (14, places[kind]), annotation_clip=False, **style, arrowprops={
-                "arrowstyle": "-", "color": colour(kind), "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)})
-        else:
-            axes.annotate(kind, (S, curve[S]), (-7, 5), ha="right", **style)
+    for at_edge in (True, False):
+        last = {kind: max(curve) for kind, curve in kinds.items() if (edge in curve) == at_edge}
+        ends = sorted((float(axes.transData.transform((S, kinds[kind][S]))[1]), kind) for kind, S in last.items())
+        for (y, kind), place in zip(ends, spread([y for y, _ in ends], LINE), strict=True):
+            ink, S = colour(kind), last[kind]
+            style: dict[str, Any] = {"ha": "right", "xytext": (-7, place - y + 5)}
+            if at_edge:
+                style = {"xytext": (14, place - y), "arrowprops": {
+                    "arrowstyle": "-", "color": ink, "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}}
+            axes.annotate(kind, (S, kinds[kind][S]), va="center", textcoords="offset points", annotation_clip=False, color=ink,
+                          fontweight="bold" if leads(kind) else "normal", **style)
 
 
 def spread(places: list[float], gap: float) -> list[float]:
     """Rising places at least `gap` apart, as near to the given rising ones as can be (least squares)."""
     from scipy.optimize import isotonic_regression
 
+    if not places:
+        return []
     steps = [gap * n for n in range(len(places))]
     level = isotonic_regression([y - step for y, step in zip(places, steps, strict=True)]).x
     return [float(y) + step for y, step in zip(level, steps, strict=True)]
@@ -212,7 +224,7 @@ def _scaled(x: float, units: tuple[tuple[float, str], ...]) -> str:
 SCALES = {
     "seconds_min": lambda x: _scaled(x, ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))),
     "bytes": lambda x: _scaled(x, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))),
-    "rms": lambda x: _scaled(x, ((1, ""),)),
+    "error": lambda x: _scaled(x, ((1, ""),)),
 }
 
 
@@ -222,7 +234,8 @@ def _canvas(height: float, left: float, right: float, top: float, bottom: float)
     from matplotlib.figure import Figure
 
     figure = Figure((WIDTH, height), dpi=72)
-    axes = figure.add_axes((left / WIDTH / 72, bottom / height / 72, 1 - (left + right) / WIDTH / 72, 1 - (top + bottom) / height / 72))
+    width, tall = 72 * WIDTH, 72 * height
+    axes = figure.add_axes((left / width, bottom / tall, 1 - (left + right) / width, 1 - (top + bottom) / tall))
     axes.patch.set_visible(False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)

@@ -166,6 +166,12 @@ def machine(cores: list[int], threads: int) -> dict[str, Any]:
             "numba": numba.__version__, "llvmlite": llvmlite.__version__, "numpy": np.__version__}
 
 
+def begun(cores: list[int], threads: int, versions: dict[str, str | None], command: str, **more: Any) -> dict[str, Any]:
+    """A result of which nothing is measured yet: what every one has in common, and more."""
+    return {"machine": machine(cores, threads), "versions": versions, "command": command, "date": time.strftime("%Y-%m-%d"),
+            "interrupted": None, **more}
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="default: all; a wrong name lists them")
@@ -233,12 +239,11 @@ def fill(result: dict[str, Any], cases, seconds: Callable[[int], float], show: C
         for n, case in enumerate(cases):
             try:
                 row = measure(case, names, peaks[case.dtype], threads, rounds, seconds(len(cases) - n), advance)
+                result["cases"].append(row)
+                show(row)
+                if row["interrupted"]:
+                    raise KeyboardInterrupt
             except KeyboardInterrupt:
-                result["interrupted"] = case.name
-                return
-            result["cases"].append(row)
-            show(row)
-            if row["interrupted"]:
                 result["interrupted"] = case.name
                 return
 
@@ -246,15 +251,14 @@ def fill(result: dict[str, Any], cases, seconds: Callable[[int], float], show: C
 def main(argv: list[str] | None = None) -> None:
     given = parser().parse_args(argv)
     cores = confine(given.threads)
-    from .cases import named                    # not before: it imports NumPy
+    from .cases import named  # not before: it imports NumPy
 
     try:
         cases = named(given.cases)
     except ValueError as reason:
         raise SystemExit(str(reason)) from None
     versions = contenders(given.rivals)
-    result = {"machine": machine(cores, given.threads), "versions": versions, "command": command(parser(), given),
-              "date": time.strftime("%Y-%m-%d"), "rounds": given.rounds, "seconds": given.seconds, "interrupted": None, "cases": []}
+    result = begun(cores, given.threads, versions, command(parser(), given), rounds=given.rounds, seconds=given.seconds, cases=[])
     print(report.box(result), report.heading(list(versions)), sep="\n\n", flush=True)
 
     def show(row: dict[str, Any]) -> None:

@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from . import progress
-from .compare import at_least_one, command, confine, contenders, end, machine, write
+from .compare import at_least_one, begun, command, confine, contenders, end, write
 
 H, D = 8, 64
 SMALL = 64                      # words of the call that comes before, which compiles and starts threads
@@ -90,8 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit("memory is measured on Linux only: no other system can forget a process's largest resident set")
     cores = confine(given.threads)
     versions = contenders(given.rivals)
-    result = {"machine": machine(cores, given.threads), "versions": versions, "command": command(parser(), given),
-              "date": time.strftime("%Y-%m-%d"), "interrupted": None, "left_out": {}, "results": []}
+    result = begun(cores, given.threads, versions, command(parser(), given), left_out={}, results=[])
     names = [name for name, version in versions.items() if version]
     with progress.bar(len(names) * len(given.words)) as advance:
         try:
@@ -112,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def add(result: dict[str, Any], name: str, S: int, threads: int) -> None:
     """One figure, or why there is none."""
-    if name not in FUSED and 2 * 4 * H * S * S > available():
+    if name not in FUSED and available() < 2 * 4 * H * S * S:
         result["left_out"][f"{name}, {S} words"] = f"{4 * H * S * S / 1e9:.1f} GB of scores"
         return
     try:

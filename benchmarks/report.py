@@ -2,6 +2,7 @@
 
     python -m benchmarks.report results.json                 print the table
     python -m benchmarks.report results.json README.md       put it between <!-- table: forward --> and <!-- /table -->
+    python -m benchmarks.report 1.json 2.json README.md      ... of what was measured in pieces
                         ... --charts benchmarks/charts       draw it, too, and show the picture above the table
                         ... --name forward-avx2              one of several: <!-- table: forward-avx2 -->
                         ... --name short --short s2048 s512  some cases only
@@ -103,8 +104,8 @@ QUANTITIES = (
     Quantity("sequence", "seconds_min", "Time against the number of words", "words", "ms", lambda x: milliseconds(x)),
     Quantity("memory", "bytes", "Memory besides the inputs against the number of words", "words", "MB",
              lambda x: f"{x / 1e6:.1f}"),
-    Quantity("accuracy", "rms", "Error of float32 against the number of keys", "keys", "roundings (root mean square)",
-             lambda x: f"{x:.2f}"),
+    Quantity("accuracy", "error", "Error of float32, in units of 2⁻²⁴, against the number of keys", "keys", "roundings",
+             lambda x: f"{x:.3g}"),
 )
 
 
@@ -138,7 +139,7 @@ def crossings(a: Curve, b: Curve) -> list[tuple[float, bool]]:
 
 def at_once(kind: str) -> bool:
     """Whether a kind of the race is an attention layer, ours, that sees all words at once."""
-    from .cases import SIGHTS                   # not before it is needed: it imports NumPy
+    from .cases import SIGHTS  # not before it is needed: it imports NumPy
 
     return kind in SIGHTS
 
@@ -155,33 +156,53 @@ def slower(kinds: dict[str, Curve], name: str) -> dict[str, str]:
 
 
 def from_pytest(report: Measured) -> Measured:
-    """A report of pytest-benchmark in the form of `compare`, or of curves: what it has in extra_info decides."""
+    """A report of pytest-benchmark in the form of `compare`, or of curves; its extra_info decides."""
     info, ours = report["machine_info"], report["machine_info"].get("fastattn")
-    if ours is None:
-        raise ValueError("the pytest-benchmark report must come from benchmarks/, whose conftest.py describes the machine")
-    versions = dict(ours["versions"])
-    file = report["benchmarks"][0]["fullname"].split("::")[0] if report["benchmarks"] else "benchmarks"
-    result = {
-        "machine": {**{name: ours[name] for name in ("cpu", "target", "vector_bytes", "threads")}, "cores": [],
-                    "system": f"{info['system']} {info['machine']}", "python": info["python_version"],
-                    **{name: versions.pop(name) for name in ("numba", "llvmlite")}},
-        "versions": {OURS: versions.pop(OURS), **({} if file.endswith("forward.py") else versions)}, "date": report["datetime"][:10],
-        "command": f"python -m pytest {file} --benchmark-enable --benchmark-json=results.json", "rounds": None,
-    }
-    rows = [(x["extra_info"], x["stats"], x) for x in report["benchmarks"]]
-    if any("kind" in extra for extra, *_ in rows):
-        return result | {"results": [
-            {**extra, "seconds_min": stats["min"], "seconds_median": stats["median"]} for extra, stats, _ in rows if "kind" in extra]}
-    return result | {"cases": [
+    rows = [(x["extra_info"], x["stats"], x) for x in report["benchmarks"] if x["extra_info"]]
+    if ours is None or not rows:
+        raise ValueError("a report of pytest-benchmark must come from benchmarks/, by --benchmark-enable, and not be empty")
+    file, versions = rows[0][2]["fullname"].split("::")[0], dict(ours["versions"])
+    numba, llvmlite = versions.pop("numba"), versions.pop("llvmlite")
+    result: Measured = {
+        "machine": {**{name: ours[name] for name in ("cpu", "target", "vector_bytes", "threads")}, "cores": [], "numba": numba,
+                    "llvmlite": llvmlite, "system": f"{info['system']} {info['machine']}", "python": info["python_version"]},
+        "date": report["datetime"][:10], "rounds": None,
+        "command": f"python -m pytest {file} --benchmark-enable --benchmark-json=results.json"}
+    if "S" in rows[0][0]:
+        return result | {"versions": versions, "results": [
+            {**extra, "seconds_min": stats["min"], "seconds_median": stats["median"]} for extra, stats, _ in rows]}
+    return result | {"versions": {OURS: versions[OURS]}, "cases": [
         {"name": x["params"]["name"], "case": extra["shape"], "mask": extra["mask"], "dtype": extra["dtype"],
          "flops": extra["gflops"] * stats["min"] * 1e9, "peak": extra["peak_gflops"], "times": None, "share": None,
-         "contenders": {OURS: {"min": stats["min"], "median": stats["median"]}}} for extra, stats, x in rows if "gflops" in extra]}
+         "contenders": {OURS: {"min": stats["min"], "median": stats["median"]}}} for extra, stats, x in rows]}
 
 
-def read(file: Path) -> Measured:
-    """What was measured, whoever wrote it."""
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return from_pytest(found) if "benchmarks" in found else found
+def read(files: list[Path]) -> Measured:
+    """What was measured, whoever wrote it; of several files of one sort, machine and versions all together."""
+    parts = []
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        parts.append(from_pytest(found) if "benchmarks" in found else found)
+    return joined(parts) if len(parts) > 1 else parts[0]
+
+
+def joined(parts: list[Measured]) -> Measured:
+    """One result of several that were measured in pieces. What was measured again counts as it was last."""
+    key, first = "cases" if "cases" in parts[0] else "results", parts[0]
+    for part in parts:
+        same = [(x.get("rounds") if key == "cases" else None, x["versions"], key in x, {
+            name: value for name, value in x["machine"].items() if key == "cases" or name not in ("threads", "cores")})
+            for x in (first, part)]
+        if same[0] != same[1]:
+            raise ValueError("files that are joined must be of one sort, machine and versions, and cases of one number of rounds")
+    which = "name", "kind", "S", "batch", "threads"
+    rows = {tuple(map(row.get, which)): row for part in parts for row in part[key]}
+    left_out = {what: why for part in parts for what, why in part.get("left_out", {}).items()}
+    return first | {
+        key: list(rows.values()), "left_out": left_out, "date": " to ".join(sorted({part["date"] for part in parts})),
+        "command": " && ".join(f"{part['command']} --json {n}.json" for n, part in enumerate(parts, 1)),
+        "interrupted": ", ".join(part["interrupted"] for part in parts if part.get("interrupted")) or None,
+        "files": [f"{n}.json" for n in range(1, len(parts) + 1)]}
 
 
 # ---- as text while it is measured ----------------------------------------------------------------------------------------
@@ -284,9 +305,10 @@ def table(result: Measured, name: str | None = None, options: str = "") -> str:
     q = quantity(result)
     lines = _forward(result) if q is None else _curves(result, q)
     named = "" if name in (None, usual_name(result)) else f" --name {name}"
-    command = result["command"] + ("" if "results.json" in result["command"] else " --json results.json")
+    files = " ".join(result.get("files", ["results.json"]))
+    command = result["command"] + ("" if ".json" in result["command"] else " --json results.json")
     return "\n".join([*lines, "", *(f"{note}." for note in _interruption(result)), f"{_versions(result)}; {result['date']}. "
-                      f"`{command} && python -m benchmarks.report results.json README.md{named}{options}` makes this table."])
+                      f"`{command} && python -m benchmarks.report {files} README.md{named}{options}` makes this table."])
 
 
 def _versions(result: Measured) -> str:
@@ -314,14 +336,16 @@ def _curves(result: Measured, q: Quantity) -> Iterator[str]:
         sizes = sorted({S for curve in kinds.values() for S in curve})
         least = {S: min(curve[S] for curve in kinds.values() if S in curve) for S in sizes}
         race = q.field == "seconds_min"
-        rows = [[kind, *(_cell(curve.get(S), q, race and curve.get(S) == least[S]) for S in sizes)] for kind, curve in kinds.items()]
+        rows = [[kind, *(_cell(curve.get(S), q, race and curve.get(S) == least[S]) for S in sizes)]
+                for kind, curve in kinds.items()]
         yield from _lines([f"{group}: {q.unit}", *(f"{S:,}" for S in sizes)], rows, text=1)
         yield ""
         if race:
             yield from _race(kinds)
     what = {"seconds_min": "Milliseconds, the least of several rounds; the fastest in bold",
             "bytes": "The most that one call adds to the process's memory, its result included",
-            "rms": "Root mean square of o − o* as a share of that of o*, which is in float64, in units of 2⁻²⁴, one rounding"}[q.field]
+            "error": "Root mean square of o − o*, and the largest |o − o*|, as shares of the root mean square of o*, which is in "
+                     "float64; one rounding is 2⁻²⁴"}[q.field]
     left_out = "; ".join(f"{name}: {why}" for name, why in result.get("left_out", {}).items())
     yield (f"{what}, {_where(result['machine'])}; columns: the number of {q.against}."
            + (f" Left out: {left_out}." if left_out else ""))
@@ -430,24 +454,27 @@ def pictures(result: Measured, directory: Path, name: str, base: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="what a benchmark wrote: --json, or --benchmark-json of pytest-benchmark")
-    parser.add_argument("document", type=Path, nargs="?", help="the Markdown file that gets the table")
+    parser.add_argument("results", type=Path, nargs="+", help="what benchmarks wrote: --json, or --benchmark-json of "
+                        "pytest-benchmark; last the Markdown file that gets the table, if it is not to be printed")
     parser.add_argument("--name", help="the table's name in the document; default: forward, sequence, memory or accuracy")
     parser.add_argument("--short", nargs="+", metavar="CASE", help="these cases alone, and what it was measured with in a line")
     parser.add_argument("--charts", type=Path, metavar="DIRECTORY", help="where to draw it, as SVG")
     given = parser.parse_args(argv)
+    *results, document = given.results if given.results[-1].suffix == ".md" else [*given.results, None]
     try:
-        result = read(given.results)
+        if not results:
+            parser.error("there must be a file of results before the document")
+        result = read(results)
         name = given.name or usual_name(result)
         options = f" --charts {given.charts.as_posix()}" if given.charts else ""
         content = short(result, given.short) if given.short else table(result, name, options)
         if given.charts:
-            base = given.document.parent if given.document else Path()
+            base = document.parent if document else Path()
             content = f"{pictures(result, given.charts, name, base)}\n\n{content}"
-        if given.document is None:
+        if document is None:
             print(content)
         else:
-            given.document.write_text(put(given.document.read_text(encoding="utf-8"), name, content), encoding="utf-8")
+            document.write_text(put(document.read_text(encoding="utf-8"), name, content), encoding="utf-8")
     except (OSError, ValueError, ImportError) as reason:
         raise SystemExit(f"report: {reason}") from None
 
