@@ -251,8 +251,8 @@ def test_before_the_first_round_there_is_nothing_to_keep(interrupted_at, call):
 
 def test_ctrl_c_prints_and_writes_what_there_is(tmp_path):
     file = tmp_path / "x.json"
-    words = ["-m", "benchmarks.compare", "--cases", "sentence", "least", "--rivals", "numpy", "--rounds", "300", "--seconds", "3",
-             "--json", str(file)]
+    words = ["-m", "benchmarks.compare", "--cases", "sentence", "least", "--rivals", "numpy", "--rounds", "300",
+             "--seconds", "1.5", "--json", str(file)]
     seen = []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, *words], cwd=ROOT, **pipes) as process:
