@@ -80,7 +80,29 @@ def test_a_picture_names_machine_versions_date_cores_and_contenders(name):
         for part in (*wanted, *kinds):
             assert part in said
         assert chart.says in chart.svg.replace("&gt;", ">")
-        assert set(re.findall(r"\d{4}-\d\d-\d\d", chart.svg)) == {found["date"]}     # no other date
+
+
+
+def test_a_picture_has_no_date_but_that_of_its_figures():
+    chart, = charts.charts({**READ["memory"], "date": "2001-02-03"}, "memory")
+    assert set(re.findall(r"\d{4}-\d\d-\d\d", chart.svg)) == {"2001-02-03"}
+
+
+@pytest.mark.parametrize("name", [name for name in READ if name != "forward"])
+def test_names_of_lines_do_not_overlap(name):
+    chart, = drawn(name)
+    kinds = {row["kind"] for row in READ[name]["results"]}
+    places = [(node.get("x"), float(node.get("y"))) for node in ElementTree.fromstring(chart.svg).iter(f"{SVG}text")
+              if "".join(node.itertext()) in kinds]
+    assert len(places) == len(kinds)
+    columns = {}
+    for x, y in places:
+        columns.setdefault(x, []).append(y)
+    assert max(map(len, columns.values())) > 3              # the edge, where most lines end
+    for column in columns.values():
+        column.sort()
+        # Centred: a name with a g in it stands a point higher.
+        assert all(b - a > charts.LINE - 2 for a, b in itertools.pairwise(column))
 
 
 def test_the_forward_chart_has_a_point_for_each_figure_and_says_each_loss():

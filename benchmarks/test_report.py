@@ -249,6 +249,18 @@ def test_before_the_first_round_there_is_nothing_to_keep(interrupted_at, call):
         interrupted_at(call)
 
 
+def test_nor_before_the_first_turn(monkeypatch):
+    case, = named(["least"])
+    monkeypatch.setitem(CONTENDERS, OURS, lambda *_: iter([Way("only", lambda: formula(case, *case.inputs()))]))
+
+    class Peak:
+        def measure(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare.measure(case, [OURS], Peak(), 1, 5, 1)
+
+
 def test_ctrl_c_prints_and_writes_what_there_is(tmp_path):
     file = tmp_path / "x.json"
     words = ["-m", "benchmarks.compare", "--cases", "sentence", "least", "--rivals", "numpy", "--rounds", "300",
@@ -310,6 +322,12 @@ def test_memory_is_the_result_for_us_and_all_scores_for_the_formula():
     # A page more or less at either end of each array, and a thread's stack.
     assert result - 2**14 <= ours <= result + 2**20
     assert scores + result - 2**14 <= formula <= scores + 2 * result + 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone forgets a process's largest resident set")
+def test_what_a_process_has_had_before_does_not_count():
+    code = "import numpy; numpy.ones(2**25); from benchmarks import memory; print(memory.bytes_taken('fastattn', 64, 1))"
+    assert int(run("-c", code).stdout) < 2**22              # there were 256 MiB
 
 
 def test_what_would_not_fit_is_left_out_and_said(monkeypatch):
