@@ -32,8 +32,8 @@ from . import progress
 from .compare import REST, confine, machine, no_collection, timed
 
 CHECKED = 16                    # words of the text on which every layer must be right
-LONG = 1.0                      # seconds: from here on a call warms itself up, and one must do; others have LEAST
-LEAST = 3                       # turns, whatever the time
+LEAST, LONG = 3, 1.0            # turns, whatever the time, where a call takes less than so many seconds
+WARM = 4.0                      # seconds: what takes less is called once before, so that memory that it keeps is there
 Curve = dict[int, float]        # seconds for each S
 Result = dict[str, Any]
 
@@ -53,7 +53,7 @@ class Runner:
         from .racers import way
 
         self.race, self.run, self.times = race, way(race, x, self.threads).run, []
-        if self.rate is None or self.estimate(race) < LONG:
+        if self.rate is None or self.estimate(race) < WARM:
             self.run()
 
     def check(self, race: Any) -> None:
