@@ -32,7 +32,8 @@ def wanted(layer, x):
 # ---- the reference -----------------------------------------------------------------------------------------------------
 def scalars(kind, x, h, b):
     """Weights of one unit and one number a word, a number for each gate."""
-    return tuple(np.array(w, float).reshape(-1, GATES[kind]) for w in (x, h)) + (np.array(b, float), np.zeros(GATES[kind]))
+    w_x, w_h = (np.array(w, float).reshape(-1, GATES[kind]) for w in (x, h))
+    return w_x, w_h, np.array(b, float), np.zeros(GATES[kind])
 
 
 OPEN, SHUT = 40.0, -40.0                    # biases: sigmoid is 1 or 0 to 1e-17
@@ -123,7 +124,7 @@ def test_threads_change_no_bit(kind, batch, directions):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_call_leaves_nothing_behind(kind):
     layer = Recurrent.random(kind, 48)
-    texts = [words(*shape, 48, seed=1) for shape in ((2, 6), (6, 2), (1, 12), (2, 3), (2, 6))]       # as many words, other batches
+    texts = [words(*shape, 48, seed=1) for shape in ((2, 6), (6, 2), (1, 12), (2, 3), (2, 6))]   # as many words, other batches
     alone = [Recurrent.random(kind, 48)(x) for x in texts]
     results = [layer(x) for x in texts]
     for y, z in zip(results, alone, strict=True):
