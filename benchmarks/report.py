@@ -471,12 +471,12 @@ def main(argv: list[str] | None = None) -> None:
         if given.charts:
             base = document.parent if document else Path()
             content = f"{pictures(result, given.charts, name, base)}\n\n{content}"
-        if document is None:
-            print(content)
-        else:
+        if document is not None:
             document.write_text(put(document.read_text(encoding="utf-8"), name, content), encoding="utf-8")
     except (OSError, ValueError, ImportError) as reason:
         raise SystemExit(f"report: {reason}") from None
+    if document is None:
+        print(content)
 
 
 if __name__ == "__main__":
