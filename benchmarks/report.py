@@ -373,7 +373,7 @@ def _listed(words: list[str]) -> str:
 
 def short(result: Measured, names: list[str]) -> str:
     """Some of the cases, with their ratio for each rival, and how many of all were lost."""
-    rows = [row for row in result["cases"] if row["name"] in names]
+    rows = [row for row in result.get("cases", ()) if row["name"] in names]
     unknown = set(names) - {row["name"] for row in rows}
     if unknown:
         raise ValueError(f"not among the results: {', '.join(sorted(unknown))}")

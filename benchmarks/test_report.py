@@ -98,6 +98,11 @@ def test_no_file_and_one_that_is_not_there(tmp_path, capsys):
     assert "there must be a file of results before the document" in capsys.readouterr().err
 
 
+def test_curves_have_no_short_table():
+    with pytest.raises(ValueError, match="not among the results: s512"):
+        report.short(result([("lstm", 16, 1.0)]), ["s512"])
+
+
 # ---- files in pieces ---------------------------------------------------------------------------------------------------
 def test_pieces_are_joined_and_the_last_measurement_counts():
     a = result([("lstm", 16, 1.0), ("lstm", 64, 2.0)])
