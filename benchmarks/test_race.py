@@ -155,6 +155,8 @@ def test_a_crossing_is_where_the_lines_cross():
     assert crossing(lines, squares) is None                     # it falls behind at no length
     assert crossing(squares, {S: S / 1e3 for S in LENGTHS}) is None
     assert crossing({16: 1.0}, {64: 1.0}) is None
+    up_and_down = {16: 1.0, 64: 4.0, 256: 1.0, 1024: 4.0}
+    assert crossing(up_and_down, dict.fromkeys(up_and_down, 2.0)) == pytest.approx(512)      # from there on, and not at 32
     assert crossing({16: 2.0, 64: 1.0, 256: 4.0}, {16: 1.0, 64: 2.0, 256: 2.0}) == pytest.approx(128)
 
 
