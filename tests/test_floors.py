@@ -22,8 +22,9 @@ FLOORS = [
     ("tiles.job", "tiles.rows", "tiles.pool"),
     ("passes.forward", "passes.merge"),
     ("passes.launch",),
+    ("passes.turn",),
     ("masks", "checks"),
-    ("api",),
+    ("api", "rotary"),
     ("layers",),
     ("",),                                          # fastattn itself: what is public
     ("data", "data.words", "data.model", "data.make", "demo", "cli", "__main__"),
