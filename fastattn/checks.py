@@ -283,6 +283,32 @@ def biases(b: Mapping[str, Any], w: Mapping[str, NDArray]) -> dict[str, NDArray 
     return found
 
 
+def naming(there: Sequence[str], families: Sequence[Sequence[str]], prefix: str, names: Sequence[str]) -> Sequence[str]:
+    """The first family of names of which all are there; names: all that the file has."""
+    for family in families:
+        if set(family) <= set(there):
+            break
+    else:
+        where = f"under {prefix!r} are {_some(there)}" if there else f"nothing is under {prefix!r}; the file has {_some(names)}"
+        raise ValueError(f"prefix must lead to weights named as one of these: {'; '.join(map(', '.join, families))}; {where}")
+    norms = [name for name in there if name.startswith(("q_norm", "k_norm", "q_layernorm", "k_layernorm"))]
+    if norms:
+        raise ValueError(f"prefix must lead to a layer without norms of q and k, which are not computed; got {prefix!r} with "
+                         f"{', '.join(norms)}")
+    return family
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "nothing"
+
+
+def tensor_of_floats(name: str, dtype: str) -> None:
+    """Whether a tensor of that type, as safetensors calls it, says what its numbers are."""
+    if dtype not in ("F64", "F32", "F16", "BF16"):
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16; got {dtype}, whose numbers mean something only "
+                        f"together with others")
+
+
 def texts(x: Sequence[Any], widths: Sequence[int], dtype: np.dtype) -> list[NDArray]:
     """Texts as (B, S, n) of one B; n is each one's width, and all have the layer's dtype."""
     names = ("x", "y")[:len(x)]

@@ -25,6 +25,7 @@ FLOORS = [
     ("passes.turn",),
     ("masks", "checks"),
     ("api", "rotary"),
+    ("weights",),
     ("layers",),
     ("",),                                          # fastattn itself: what is public
     ("data", "data.words", "data.model", "data.make", "demo", "cli", "__main__"),
