@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import json
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,17 @@ class MiniLM:
         h = np.float32(0.5) * h * (1 + erf(h / np.sqrt(np.float32(2))))
         return self._norm(x + self._linear(h, name + "output.dense"), name + "output.LayerNorm")
 
+    def layer_by_layer(self, tokens: list[str] | list[list[str]], mask: Any = None) -> Iterator[NDArray]:
+        """x (L, 384) of the embeddings and after each layer; of several texts, if they have as many tokens, (texts, L, 384)."""
+        x = self.embed(tokens)
+        yield x
+        for layer in range(self.layers):
+            x = self.feed_forward(self.attend(x, layer, mask), layer)
+            yield x
+
     def states(self, text: str) -> NDArray:
         """x (1 + layers, L, 384) of the embeddings and after each layer."""
-        states = [self.embed(self.tokens(text))]
-        for layer in range(self.layers):
-            states.append(self.feed_forward(self.attend(states[-1], layer), layer))
-        return np.stack(states)
+        return np.stack(list(self.layer_by_layer(self.tokens(text))))
 
     def _heads(self, name: str) -> SelfAttention:
         parts = [name + part for part in ("self.query", "self.key", "self.value", "output.dense")]
@@ -157,7 +163,9 @@ class MiniLM:
         return SelfAttention(*(self.weights[part + ".weight"].T for part in parts), heads=H, **biases)
 
     def _linear(self, x: NDArray, name: str) -> NDArray:
-        return x @ self.weights[name + ".weight"].T + self.weights[name + ".bias"]
+        # Rows of all texts at once: NumPy would multiply text by text, which takes several times as long for short ones.
+        rows = x.reshape(-1, x.shape[-1]) @ self.weights[name + ".weight"].T + self.weights[name + ".bias"]
+        return rows.reshape(*x.shape[:-1], -1)
 
     def _norm(self, x: NDArray, name: str) -> NDArray:
         x = x - x.mean(axis=-1, keepdims=True)
