@@ -365,7 +365,7 @@ def scaling(x: Any, kinds: Mapping[str, Mapping[str, bool]]) -> dict[str, Any]:
         raise TypeError(f"scaling must be a dictionary, as config.json has it; got {type(x).__name__}") from None
     kind = given.pop("rope_type", given.get("type", "default"))
     given.pop("type", None)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"scaling's rope_type must be one of {', '.join(kinds)}; got {kind!r}")
     most, entries = given.pop("max_position_embeddings", None), kinds[kind]
     if most is not None:
