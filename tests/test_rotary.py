@@ -209,6 +209,8 @@ def test_long_arrays_are_taken_in_slices(monkeypatch):
     for size in (1, 3 * 32 * 2 * 8 * 4):
         monkeypatch.setattr("fastattn.passes.turn.SLICE_BYTES", size)
         npt.assert_array_equal(rope()(x), wanted)
+        y = x.copy()
+        npt.assert_array_equal(rope()(y, out=y), wanted)                    # nothing is turned twice
 
 
 @both
