@@ -20,25 +20,32 @@ from tests.problems import DTYPES, F32, F64, L, laid_out, numbers
 both = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 pairings = pytest.mark.parametrize("interleaved", [False, True])
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LONG = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 64,
+        "short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [1.0, 3.0, 9.0, 27.0]}
+LONGER = {name: x for name, x in LONG.items() if name != "factor"} | {"max_position_embeddings": 40, "original_max_position_embeddings": 5}
 SCALINGS = [
     None,
     {"rope_type": "default", "rope_theta": 500.0},
     {"type": "linear", "factor": 4.0},
     {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 6},
     {"rope_type": "dynamic", "factor": 3, "max_position_embeddings": 1000},
-    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
-    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
-    {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64, "beta_fast": 8, "beta_slow": 2, "truncate": False},
-    {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 0.7, "mscale_all_dim": 1.2},
-    {"rope_type": "yarn", "factor": 0.5, "original_max_position_embeddings": 64, "attention_factor": None},
+    LLAMA3,
+    YARN,
+    YARN | {"factor": 16.0, "original_max_position_embeddings": 64, "beta_fast": 8, "beta_slow": 2, "truncate": False},
+    YARN | {"factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.2},
+    YARN | {"factor": 40.0, "mscale": 0.7},
+    YARN | {"original_max_position_embeddings": 4096, "rope_theta": 10.0},              # the ramp ends behind the last pair
+    YARN | {"beta_fast": 4, "beta_slow": 4, "truncate": False},                         # it has no length
+    YARN | {"beta_fast": 30, "beta_slow": 25, "original_max_position_embeddings": 128},  # it lies before the first pair
+    YARN | {"factor": 0.5, "attention_factor": None},
     {"rope_type": "yarn", "max_position_embeddings": 512, "original_max_position_embeddings": 64, "attention_factor": 0.8},
-    {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 64,
-     "short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [1.0, 3.0, 9.0, 27.0]},
-    {"rope_type": "longrope", "max_position_embeddings": 40, "original_max_position_embeddings": 5,
-     "short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [1.0, 3.0, 9.0, 27.0]},
-    {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5,
-     "short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [1.0, 3.0, 9.0, 27.0], "partial_rotary_factor": 0.5},
-]  # fmt: skip
+    LONG,
+    LONGER,
+    LONG | {"factor": 0.5},
+    LONG | {"attention_factor": 1.5, "partial_rotary_factor": 0.5},
+]
 
 
 def close(ours, theirs, x, far=0, factor=1.0):
@@ -46,10 +53,6 @@ def close(ours, theirs, x, far=0, factor=1.0):
     length = np.sqrt((np.asarray(x, float) ** 2).sum(-1, keepdims=True)) if x.size else np.ones(1)
     assert ours.shape == theirs.shape
     assert (np.abs(ours - theirs) <= factor * 1.5 * (4 * u(x.dtype) + far * u(F64) * 4 + 8 * u(F64)) * length).all()
-
-
-def given(positions):
-    return {} if positions is None else {"positions": positions}
 
 
 # ---- the formula -------------------------------------------------------------------------------------------------------------
@@ -103,7 +106,7 @@ def test_nothing_gives_nothing(shape):
 def test_a_position_without_scaling_adds_nothing_at_0_and_keeps_lengths_everywhere(dtype):
     x = numbers(np.random.default_rng(3), (2, 3, 9, 14), dtype)
     npt.assert_array_equal(rope()(x, np.zeros(9, int)), x)
-    for turn, interleaved in itertools.product([{}, {"theta": 50.0}, {"scaling": SCALINGS[5]}], [False, True]):
+    for turn, interleaved in itertools.product([{}, {"theta": 50.0}, {"scaling": LLAMA3}], [False, True]):
         y = rope(**turn, interleaved=interleaved)(x, np.arange(9) * 1000)
         npt.assert_allclose((y * y).sum(-1), (x * x).sum(-1), rtol=40 * u(dtype))
 
@@ -226,8 +229,8 @@ def test_nan_and_inf_stay_in_their_pair(dtype):
 
 # ---- anyone, anytime -------------------------------------------------------------------------------------------------------------
 def test_objects_that_are_made_alike_are_equal_and_survive_copying():
-    one = rope(500.0, SCALINGS[11], interleaved=True)
-    for other in (rope(500.0, dict(SCALINGS[11]), interleaved=True), pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
+    one = rope(500.0, LONG, interleaved=True)
+    for other in (rope(500.0, dict(LONG), interleaved=True), pickle.loads(pickle.dumps(one)), copy.deepcopy(one)):
         assert other == one
         assert hash(other) == hash(one)
         npt.assert_array_equal(other(np.ones((3, 8))), one(np.ones((3, 8))))
@@ -333,7 +336,7 @@ def test_frequencies_are_transformers(scaling, length):
     npt.assert_allclose(ours, factor, rtol=1e-12)
 
 
-@pytest.mark.parametrize("scaling", [None, SCALINGS[5], SCALINGS[6], SCALINGS[11], SCALINGS[12]])
+@pytest.mark.parametrize("scaling", [None, LLAMA3, YARN, LONG, LONGER])
 def test_q_and_k_are_turned_as_in_llama(scaling):
     config = llama(scaling)
     import torch
