@@ -79,7 +79,7 @@ def test_every_scaling_is_the_references(scaling, interleaved, dtype):
     rng = np.random.default_rng(1)
     x = numbers(rng, (2, 3, 50, int(8 / partial)), dtype)
     theirs = None if scaling is None else {name: value for name, value in scaling.items() if value is not None}
-    for positions in (None, rng.integers(0, 70, 50), rng.integers(0, 500, (2, 50))):
+    for positions in (None, np.arange(50) + 14, rng.integers(0, 70, 50), rng.integers(0, 500, (2, 50))):       # 63: LONG's last
         turn = rope(scaling=scaling, interleaved=interleaved)
         wanted = reference.rope(scaling=theirs, interleaved=interleaved)(x, positions)
         close(turn(x, positions), wanted, x, 500, factor=2.0)
@@ -321,7 +321,7 @@ def llama(scaling, D=8):
                                     rope_parameters=scaling)
 
 
-@pytest.mark.parametrize("length", [4, 50, 2000])
+@pytest.mark.parametrize("length", [4, 50, 64, 65, 2000])         # LONG changes behind 64
 @pytest.mark.parametrize("scaling", SCALINGS[2:])
 def test_frequencies_are_transformers(scaling, length):
     config = llama(scaling | {"rope_type": scaling.get("rope_type", "linear")}, D=16 if "partial_rotary_factor" in scaling else 8)
