@@ -36,7 +36,7 @@ SCALINGS = [
     YARN | {"factor": 16.0, "original_max_position_embeddings": 64, "beta_fast": 8, "beta_slow": 2, "truncate": False},
     YARN | {"factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.2},
     YARN | {"factor": 40.0, "mscale": 0.7},
-    YARN | {"original_max_position_embeddings": 4096, "rope_theta": 10.0},              # the ramp ends behind the last pair
+    YARN | {"original_max_position_embeddings": 4096, "rope_theta": 10.0, "beta_fast": 1000},     # the ramp ends behind the last pair
     YARN | {"beta_fast": 4, "beta_slow": 4, "truncate": False},                         # it has no length
     YARN | {"beta_fast": 30, "beta_slow": 25, "original_max_position_embeddings": 128},  # it lies before the first pair
     YARN | {"factor": 0.5, "attention_factor": None},
