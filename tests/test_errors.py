@@ -189,6 +189,7 @@ WRONG = [
     (lambda: rope(channels=8)(words), ValueError, r"channels must be at most D; got 8 for x \(3, 6\)"),
     (lambda: rope()(words, [0, 1]), ValueError, r"positions must be \(S,\) or \(B, S\) for x \(B, ..., S, D\); got \(2,\) for x \(3, 6\)"),
     (lambda: rope()(words, [[0, 1, 2]]), ValueError, r"positions must be \(S,\) or \(B, S\) .*; got \(1, 3\) for x \(3, 6\)"),
+    (lambda: rope()(words, [[0, 1, 2]] * 3), ValueError, r"positions must be .*; got \(3, 3\) for x \(3, 6\)"),
     (lambda: rope()(words[None], [[0, 1, 2]] * 2), ValueError, r"positions must be .*; got \(2, 3\) for x \(1, 3, 6\)"),
     (lambda: rope()(words, [0.0, 1.0, 2.0]), TypeError, "positions must be integers; got float64"),
     (lambda: rope()(words, [0, 1, 2**28 + 1]), ValueError, r"positions must be from -2\^28 to 2\^28; got 268435457"),
