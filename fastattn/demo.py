@@ -198,7 +198,7 @@ def measure(model: MiniLM, told: list[Steps]) -> tuple[tuple[str, str], list[Pla
     lonely = alone(model, [shown.word], shown.i)[1, 0]
     places = [place("before attention", shown.x[shown.i], 0, shown.i), place("after it, alone", lonely, 1, shown.i)]
     for s in told:
-        after = model.mixed(s.x, attention(s.q, s.k, s.v))[s.i]
+        after = model.attend(s.x)[s.i]
         places.append(place(quoted(s.text), after, 1, s.i))
     return topics, places
 

@@ -22,8 +22,10 @@ FLOORS = [
     ("tiles.job", "tiles.rows", "tiles.pool"),
     ("passes.forward", "passes.merge"),
     ("passes.launch",),
+    ("passes.turn",),
     ("masks", "checks"),
-    ("api",),
+    ("api", "rotary"),
+    ("weights",),
     ("layers",),
     ("",),                                          # fastattn itself: what is public
     ("data", "data.words", "data.model", "data.make", "demo", "cli", "__main__"),
