@@ -11,12 +11,15 @@ softmax and mix, tile by tile.
 
 from .api import attention, attention_varlen, compile, merge_states
 from .jit import cache_info
+from .layers import CrossAttention, SelfAttention
 from .masks import causal, causal_top_left, lengths, packed, prefix, window
 from .tiles.pool import threads
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CrossAttention",
+    "SelfAttention",
     "__version__",
     "attention",
     "attention_varlen",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,12 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import checks
-from .machine import LINE
 from .masks import runs, runs_packed
 from .passes.launch import Forward, compile_common, compile_forward, forward_tiles
 from .passes.merge import merged
 from .tiles import pool
-from .tiles.job import Sizes, address
+from .tiles.job import Sizes, address, empty
 from .tiles.sizes import GRAIN
 
 # Layouts whose `Forward` is kept, each about 3 KB. A decoder's keys get one more with every step, each layer asks for the same.
@@ -257,18 +255,12 @@ def _run(
 def _result(out: NDArray | None, shape: tuple[int, ...], dtype: np.dtype, inputs: tuple) -> NDArray:
     """Where the kernels write: `out`, or memory of its own if there is none or it will not do."""
     if out is None:
-        return _empty(shape, dtype)
+        return empty(shape, dtype)
     checks.out(out, shape, dtype)
     gaps = out.shape[-1] > 1 and out.strides[-1] != out.itemsize
     if gaps or not out.flags.aligned or any(x is not None and np.may_share_memory(out, x) for x in inputs):
-        return _empty(shape, dtype)
+        return empty(shape, dtype)
     return out
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
-    """An array that begins a cache line. NumPy's begin 16 bytes behind one, and every vector written costs two: 3 % at S 64."""
-    memory = np.empty(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
-    return np.ndarray(shape, dtype, memory, -address(memory) % LINE)
 
 
 def _put(o: NDArray, out: NDArray | None) -> NDArray:

@@ -10,7 +10,7 @@ import importlib
 import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -228,6 +228,78 @@ def states(outs: Any, lses: Any) -> tuple[list[NDArray], list[NDArray]]:
     return outs, lses
 
 
+# ---- layers ------------------------------------------------------------------------------------------------------------
+def layer_heads(heads: Any, kv_heads: Any) -> tuple[int, int]:
+    """The heads of q, and those of k and v, which are as many if None."""
+    Hq = integer("heads", heads, 1)
+    Hkv = Hq if kv_heads is None else integer("kv_heads", kv_heads, 1)
+    if Hq % Hkv:
+        raise ValueError(f"heads must be a multiple of kv_heads; got {Hq} and {Hkv}")
+    return Hq, Hkv
+
+
+def channels_of_a_head(d_model: Any, heads: int) -> int:
+    """D of heads that share d_model numbers."""
+    if integer("d_model", d_model, 1) % heads:
+        raise ValueError(f"d_model must be a multiple of heads; got {d_model} and {heads}")
+    return d_model // heads
+
+
+def weights(w: Mapping[str, Any], heads: Mapping[str, int], groups: tuple[str, ...]) -> dict[str, NDArray]:
+    """The weights w_q, w_k, w_v (n, columns), and w_o if it is not None, that fit these heads.
+
+    heads: how many share the columns of each; groups: "qkv" have one n, as they read the same words.
+    """
+    found = {x: floats(f"w_{x}", weight) for x, weight in w.items() if x != "o" or weight is not None}
+    shapes = ", ".join(f"w_{x} {weight.shape}" for x, weight in found.items())
+    if any(weight.ndim != 2 or not len(weight) for weight in found.values()):
+        raise ValueError(f"weights must be (numbers of a word, columns); got {shapes}")
+    if len({weight.dtype for weight in found.values()}) > 1:
+        raise TypeError(f"weights must have one dtype; got {', '.join(f'w_{x} {weight.dtype}' for x, weight in found.items())}")
+    for group in groups:
+        if len({len(found[x]) for x in group}) > 1:
+            raise ValueError(f"{' and '.join(f'w_{x}' for x in group)} must have as many rows; got {shapes}")
+    for x, count in heads.items():
+        if not found[x].shape[1] or found[x].shape[1] % count:
+            raise ValueError(f"the columns of w_{x} must be shared by its {count} heads; got {shapes}")
+    channels = {x: found[x].shape[1] // count for x, count in heads.items()}
+    if channels["q"] != channels["k"]:
+        raise ValueError(f"a head must have as many columns in w_q as in w_k; got {channels['q']} and {channels['k']}, {shapes}")
+    if "o" in found and len(found["o"]) != heads["q"] * channels["v"]:
+        raise ValueError(f"w_o must have a row for each channel of each head, {heads['q']} times {channels['v']}; got {shapes}")
+    return found
+
+
+def biases(b: Mapping[str, Any], w: Mapping[str, NDArray]) -> dict[str, NDArray | None]:
+    """b_q, b_k, b_v and b_o, each None or (columns,) as the weights have."""
+    found = {x: None if bias is None else floats(f"b_{x}", bias) for x, bias in b.items()}
+    for x, bias in found.items():
+        if bias is None:
+            continue
+        if x not in w:
+            raise ValueError(f"b_{x} is added to a product with w_{x}; w_{x} is None")
+        if bias.shape != w[x].shape[1:]:
+            raise ValueError(f"b_{x} must be {w[x].shape[1:]}, a number for each column of w_{x}; got {bias.shape}")
+        if bias.dtype != w[x].dtype:
+            raise TypeError(f"b_{x} must have the weights' dtype; got {bias.dtype}, w_{x} has {w[x].dtype}")
+    return found
+
+
+def texts(x: Sequence[Any], widths: Sequence[int], dtype: np.dtype) -> list[NDArray]:
+    """Texts as (B, S, n) of one B; n is each one's width, and all have the layer's dtype."""
+    names = ("x", "y")[:len(x)]
+    found = [floats(name, text) for name, text in zip(names, x, strict=True)]
+    shapes = ", ".join(f"{name} {text.shape}" for name, text in zip(names, found, strict=True))
+    for name, text, width in zip(names, found, widths, strict=True):
+        if text.ndim not in (2, 3) or text.shape[-1] != width:
+            raise ValueError(f"{name} must be (S, {width}) or (B, S, {width}), as the layer's weights are; got {shapes}")
+        if text.dtype != dtype:
+            raise TypeError(f"{name} must have the weights' dtype; got {text.dtype}, the weights have {dtype}")
+    if len({text.shape[:-2] for text in found}) > 1:
+        raise ValueError(f"x and y must have one batch size; got {shapes}")
+    return [text if text.ndim == 3 else text[None] for text in found]
+
+
 # ---- what masks are made of --------------------------------------------------------------------------------------------
 def booleans(x: Any) -> NDArray[np.bool_]:
     """x as a boolean array."""
@@ -321,13 +393,14 @@ def one_text(name: str, x: Any, axes: tuple[int, ...], layout: str) -> NDArray:
     return x
 
 
-def projection(layer: Any) -> Callable[[Any], tuple[NDArray, NDArray, NDArray]]:
-    """What makes q, k and v of x."""
-    project = getattr(layer, "project", None)
-    if not callable(project) or isinstance(layer, type):
-        raise TypeError(f"layer must be a SelfAttention, whose project(x) gives q, k and v; got "
-                        f"{layer.__name__ + ' itself' if isinstance(layer, type) else type(layer).__name__}")
-    return project
+def layer_reads(layer: Any, kinds: tuple[type, ...], other: Any, wants: Callable[[Any], bool]) -> None:
+    """Whether a layer is one, and has what it reads besides x: another text y or None."""
+    if not isinstance(layer, kinds):
+        got = f"{layer.__name__} itself" if isinstance(layer, type) else type(layer).__name__
+        raise TypeError(f"layer must be a {' or a '.join(kind.__name__ for kind in kinds)}; got {got}")
+    if wants(layer) != (other is not None):
+        raise TypeError(f"y must be the words that x looks at if layer is a CrossAttention, and None if not; layer is a "
+                        f"{type(layer).__name__}, y {'None' if other is None else type(other).__name__}")
 
 
 def words(name: str, x: Any, count: int, of: str) -> tuple[str, ...]:

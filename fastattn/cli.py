@@ -54,16 +54,15 @@ def run_explain(args: argparse.Namespace) -> None:
     if args.head is not None and not 1 <= args.head <= heads:
         raise demo.DemoError(f"--head must be from 1 to {heads}; got {args.head}")
     head = shown.head if args.head is None else args.head - 1
-    files = {args.html: lambda: shown.to_html(args.html, head=head, row=shown.i, title=shown.text),
-             args.plot: lambda: shown.plot(None if args.head is None else head).savefig(args.plot)}
-    files.pop(None, None)
     try:
-        for write in files.values():
-            write()
+        if args.html:
+            shown.to_html(args.html, head=head, row=shown.i, title=shown.text)
+        if args.plot:
+            shown.plot(None if args.head is None else head).savefig(args.plot)
     except (ImportError, OSError, ValueError) as error:
         raise demo.DemoError(str(error)) from error
     screen.show(shown.lines(head, shown.i, shutil.get_terminal_size().columns), sys.stdout)
-    for path in files:
+    for path in filter(None, (args.html, args.plot)):
         print(f"\n{path}: {os.path.getsize(path):,} bytes")
 
 

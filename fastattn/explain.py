@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
-from . import attention, checks
+from . import CrossAttention, SelfAttention, attention, checks
 from .masks import runs
 from .screen import LABEL, Line, clip, heat_map, numbers, plain, visible
 
@@ -101,7 +101,7 @@ class Explanation:
             return
         head = self.sharpest if head is None else checks.place("head", head, len(self.q), "heads")
         i = int(self.rows[0]) if row is None else checks.chosen("row", row, self.rows)
-        yield [(f"{'':32}numbers of {clip(visible(self.tokens[i]), 20)}, word {i + 1}, in head {head + 1}", "dim")]
+        yield [(f"{'':32}numbers of {clip(visible(self.tokens[i]), 12)}, word {i + 1}, in head {head + 1}", "dim")]
         yield from self._steps(head, i, int(np.argmax(self.rows == i)))
         columns, rest = [visible(token) for token in self.key_tokens], None if self.sink is None else self.sink[head, self.rows]
         rows = [(int(i), visible(self.tokens[i])) for i in self.rows]
@@ -114,10 +114,10 @@ class Explanation:
         yield [""]
         yield [(f"    {'word':<{LABEL - 4}}{'spread over':<14}looks most at", "dim")]
         for i, word in rows:
-            seen = [(columns[j], w) for j, w in zip(self.top[head, i, :4], self.top_p[head, i], strict=False) if w > 0]
+            seen = [(columns[j], w) for j, w in zip(self.top[head, i], self.top_p[head, i], strict=True) if w > 0]
             if self.sink is not None and self.sink[head, i] > 0:
                 seen.insert(0, ("the sink", self.sink[head, i]))
-            most = "   ".join(f"{clip(word, 9)} {100 * w:.0f} %" for word, w in seen[:4])
+            most = "   ".join(f"{clip(word, 9)} {100 * w:.0f} %" for word, w in seen[: min((width - 28) // 17, 6)])
             yield [f"    {clip(word, 11):<{LABEL - 4}}{spread(self.entropy[head, i]) if seen else '':<14}{most or 'nothing'}"]
 
     def _steps(self, head: int | None, i: int, r: int) -> Iterator[Line]:
@@ -188,22 +188,36 @@ def screen_width() -> int:
     return max(80, shutil.get_terminal_size().columns)
 
 
-def explain(x: ArrayLike, layer: Any, *, tokens: Iterable[str] | None = None, **options: Any) -> Explanation:
-    """The five steps of a self-attention layer on a text.
+def explain(
+    x: ArrayLike,
+    layer: SelfAttention | CrossAttention,
+    y: ArrayLike | None = None,
+    *,
+    tokens: Iterable[str] | None = None,
+    positions: ArrayLike | None = None,
+    **options: Any,
+) -> Explanation:
+    """The five steps of a layer on a text, from the embeddings on.
 
-    x         (S, d_model), or with a batch of one
-    layer     a SelfAttention: layer.project(x) gives q, k and v
-    tokens    S words; None: 1, 2, 3, ...
-    options   mask, rows and all others of `explain_attention`
+    x          (S, d_model), or with a batch of one
+    layer      a SelfAttention, or a CrossAttention whose words look at those of y
+    tokens     S words; None: 1, 2, 3, ...
+    positions  of the words, (S,), for a SelfAttention with rope
+    options    mask, rows and all others of `explain_attention`; key_tokens are the words of y
 
-    What it gives, what is left out of long texts and what raises is said in `explain_attention`; x that does not fit the layer
-    raises what the layer raises.
+    What it gives, what is left out of long texts and what raises is said in `explain_attention`. Raises TypeError for what is no
+    such layer; x that does not fit the layer raises what the layer raises.
 
     >>> print(explain(x, SelfAttention.random(512, heads=8), tokens=words, mask=causal))
     """
-    project = checks.projection(layer)
+    checks.layer_reads(layer, (SelfAttention, CrossAttention), y, lambda layer: isinstance(layer, CrossAttention))
     x = checks.one_text("x", x, (2,), "(S, d_model)")
-    return dataclasses.replace(explain_attention(*project(x), tokens=tokens, **options), x=x)
+    if isinstance(layer, SelfAttention):
+        q, k, v = layer.project(x, positions=positions)
+    else:
+        q, k, v = layer.project(x, checks.one_text("y", y, (2,), "(S, n)"))
+        options.setdefault("key_tokens", checks.words("key_tokens", None, k.shape[-2], "keys"))
+    return dataclasses.replace(explain_attention(q, k, v, tokens=tokens, **options), x=x)
 
 
 def explain_attention(

@@ -104,11 +104,14 @@ Sizes: B batch; Hq, Hkv heads of q, of k and v; Sq, Sk queries and keys; D, Dv c
 """
 
 from .attention import attention, attention_varlen
+from .layers import CrossAttention, SelfAttention
 from .loops import attention_by_loops
 from .masks import causal, causal_top_left, lengths, packed, picture, prefix, window
 from .state import merge_states
 
 __all__ = [
+    "CrossAttention",
+    "SelfAttention",
     "attention",
     "attention_by_loops",
     "attention_varlen",

@@ -24,6 +24,7 @@ FLOORS = [
     ("passes.launch",),
     ("masks", "checks"),
     ("api",),
+    ("layers",),
     ("",),                                          # fastattn itself: what is public
     ("screen",),
     ("explain", "plot", "page"),
