@@ -3,11 +3,11 @@
 The words are elements of page.html, escaped; all else is numbers, in base64, so no token is ever part of a script, and the
 page's policy runs no script but its own, by its hash, and loads nothing. Kept of each row and head, the largest weights first:
 
-    keys     which key                uint16, or uint32 beyond 65,536 keys
+    keys     which key                uint16: there are at most WORDS
     codes    its weight, as a code    uint16: weight = exp(-code / STEP), to 0.013 %; and so its score, lse - code / STEP;
                                       the largest code is a weight of 0
 
-A weight below e^-32 is none. As many are kept as fit BUDGET, at most those that the explanation has. The first numbers of x,
+A weight below e^-32 is none. WEIGHTS are kept at most, of those that the explanation has. The first numbers of x,
 q, k, v and o are there for texts of up to NUMBERED words.
 """
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from .explain import Explanation
 
 TEMPLATE = Path(__file__).with_name("page.html")
-BUDGET = 3_000_000                  # bytes of keys and codes; base64 makes them 4 MB, and the page less than 5
-WORDS = 16_384                      # words of a text: an element of some 30 bytes each
+WEIGHTS = 750_000                   # 3 MB of keys and codes, 4 MB in base64; the page has less than 5 with 8 heads of 4096 words
+WORDS = 16_384                      # words of a text, each an element of some 30 bytes
 STEP = 2048
 NONE = 65_535                       # the code of a weight of 0
 NUMBERED, FIRST = 1024, 4           # words whose numbers are there, and how many of each
@@ -42,23 +42,21 @@ def page(e: Explanation, head: int, row: int, title: str) -> str:
     """The page, which opens with that head and that row, both counted from 0."""
     Hq, Sq, T = e.top.shape
     Hkv, Sk = e.k.shape[:2]
-    most = BUDGET // (4 if Sk <= NONE + 1 else 6)
-    checks.fits_page(Hq, Sq, Sk, most, WORDS)
-    T = min(T, most // (Hq * Sq))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    checks.fits_page(Hq, Sq, Sk, WEIGHTS, WORDS)
+    T = min(T, WEIGHTS // (Hq * Sq))
+    with np.errstate(divide="ignore"):
         code = np.rint(-np.log(e.top_p[..., :T].astype(np.float64)) * STEP)
-    own = e.tokens is e.key_tokens
-    arrays = {
-        "keys": e.top[..., :T].astype("<u2" if Sk <= NONE + 1 else "<u4"),
-        "codes": np.where(code < NONE, np.maximum(code, 0), NONE).astype("<u2"),
-        "lse": e.lse.astype("<f4"),
-        "entropy": e.entropy.astype("<f4"),
-        "sink": None if e.sink is None else e.sink.astype("<f4"),
+    own, numbered = e.tokens is e.key_tokens, max(Sq, Sk) <= NUMBERED
+    arrays: dict[str, NDArray | None] = {
+        "keys": e.top[..., :T],
+        "codes": np.where(code < NONE, np.maximum(code, 0), NONE).astype(int),
+        "lse": e.lse,
+        "entropy": e.entropy,
+        "sink": e.sink,
     }
-    numbered = max(Sq, Sk) <= NUMBERED
     if numbered:
         steps = {"x": e.x, "q": e.q, "k": e.k if own else None, "v": e.v if own else None, "o": e.o}
-        arrays |= {name: None if x is None else x[..., :FIRST].astype("<f4") for name, x in steps.items()}
+        arrays |= {name: None if x is None else x[..., :FIRST] for name, x in steps.items()}
     data = {"head": head, "row": row, "Hq": Hq, "Hkv": Hkv, "Sq": Sq, "Sk": Sk, "T": T, "step": STEP, "none": NONE,
             "arrays": {name: encoded(x) for name, x in arrays.items() if x is not None}}
     template = TEMPLATE.read_text(encoding="utf-8")
@@ -124,8 +122,10 @@ def left_out(e: Explanation, T: int, numbered: bool) -> str:
 
 
 def encoded(x: NDArray) -> dict[str, str]:
-    """An array for the script: its type, and its bytes in base64."""
-    return {"type": x.dtype.str[1:], "bytes": base64.b64encode(np.ascontiguousarray(x).tobytes()).decode()}
+    """An array for the script: its type, u2 or f4, and its bytes in base64."""
+    with np.errstate(over="ignore"):
+        x = x.astype("<u2" if x.dtype.kind in "ui" else "<f4")
+    return {"type": x.dtype.str[1:], "bytes": base64.b64encode(x.tobytes()).decode()}
 
 
 def policy_hash(tag: str, template: str) -> str:
