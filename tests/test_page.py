@@ -13,9 +13,9 @@ import numpy as np
 import numpy.testing as npt
 import pytest
 
-from fastattn import causal, page, screen, window
+from fastattn import SelfAttention, causal, page, screen, window
 from fastattn.data import load
-from fastattn.explain import explain_attention
+from fastattn.explain import explain, explain_attention
 
 PLACES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 HOSTILE = ["</script>", "<script>hit()</script>", '"onmouseover="hit()', "<img src=x onerror=hit()>", "{{data}}", "&lt;b&gt;", "<!--",
@@ -259,15 +259,34 @@ def test_every_word_in_every_head_shows_whom_it_looks_at(opened, options):
                 assert f"as over {np.exp(e.entropy[h, i]):.1f} words" in shown.said
 
 
+def test_the_steps_have_the_words_numbers(opened):
+    e = explain(numbers(6, 24), SelfAttention.random(24, heads=4, kv_heads=2))
+    with opened(e, head=3, row=0) as shown:
+        for i in range(6):
+            shown.word(i).hover()
+            for letter in "xqkvo":
+                array = getattr(e, letter)
+                row = array[i] if letter == "x" else array[1 if letter in "kv" else 3, i]   # head 3 of q shares head 1
+                said = shown.tab.locator(f"#step-{letter}").inner_text().removesuffix(" …").replace("\u2212", "-").split()
+                npt.assert_allclose([float(x) for x in said], row[:4], atol=0.0051)
+            assert f"{e.tokens[e.top[3, i, 0]]}\u201d" in shown.tab.locator("#step-p").inner_text()
+        assert "4 × 6 × 6" in shown.tab.get_by_role("table", name="The five steps").get_by_role("row").nth(5).inner_text()
+
+
 def test_the_map_has_every_weight(opened):
     e = explained(tokens=list("abcdef"))
-    with opened(e, head=1) as shown:
+    with opened(e, head=1, row=1) as shown:
         table = shown.tab.get_by_role("table", name=re.compile("Who looks at whom in head 2"))
         assert [table.get_by_role("columnheader").all_inner_texts(), table.get_by_role("rowheader").all_inner_texts()] == [list("abcdef")] * 2
         cells = np.array(table.locator("td").all_inner_texts()[1:], float).reshape(6, 6)
         npt.assert_allclose(cells, 100 * e.p[1], atol=0.52)
         table.locator("tbody tr").nth(4).hover()
         assert "\u201ce\u201d\u2069, word 5 of 6" in shown.said
+        shown.tab.mouse.move(5, 5)
+        assert "word 2 of 6" in shown.said
+        table.locator("tbody tr").nth(3).click()
+        shown.tab.mouse.move(5, 5)
+        assert "word 4 of 6" in shown.said
         shown.tab.get_by_role("radio", name="3").check(force=True)
         assert shown.tab.get_by_role("table", name=re.compile("Who looks at whom in head 3")).count() == 1
 
@@ -286,6 +305,23 @@ def test_pointing_shows_a_word_and_leaving_the_one_that_was_kept(opened):
         assert shown.word(1).get_attribute("aria-selected") == "false"
 
 
+def test_a_word_in_the_table_leads_to_it(opened):
+    e = explained(600, 1)
+    with opened(e, row=10) as shown:
+        for _ in range(3):
+            j = int(shown.table()[1][1]) - 1
+            shown.tab.get_by_role("button").nth(1).press("Enter")
+            assert f"word {j + 1} of 600" in shown.said
+            assert shown.tab.locator(":focus").inner_text() == str(j + 1)
+            assert 0 < shown.word(j).bounding_box()["y"] < 900
+    q, k, v = numbers(3, 1, 900, 8)
+    with opened(explain_attention(q[:, :2], k, v), row=0) as shown:
+        far = max(range(16), key=lambda n: int(shown.table()[n][1]))
+        shown.tab.get_by_role("button").nth(far).click()
+        place = shown.tab.locator("#keys li").nth(int(shown.table()[far][1]) - 1).bounding_box()
+        assert 0 < place["y"] < 900
+
+
 def test_the_keyboard_reaches_everything(opened):
     with opened(explained(), head=0, row=2) as shown:
         press, focused = shown.tab.keyboard.press, shown.tab.locator(":focus")
@@ -293,7 +329,9 @@ def test_the_keyboard_reaches_everything(opened):
         assert focused.get_attribute("type") == "radio"
         press("ArrowRight")
         assert "in head 2." in shown.said
-        press("Tab")
+        while focused.get_attribute("role") != "option":    # past the words of the table
+            assert focused.count() == 1
+            press("Tab")
         assert focused.inner_text() == "3"
         for key, place in (("ArrowRight", 4), ("ArrowRight", 5), ("ArrowLeft", 4), ("End", 6), ("ArrowRight", 6), ("Home", 1),
                            ("ArrowLeft", 1), ("ArrowUp", 1), ("ArrowDown", 1)):
