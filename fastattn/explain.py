@@ -94,7 +94,8 @@ class Explanation:
         """
         (Hq, Sq, _), Sk = self.q.shape, self.k.shape[1]
         looks = "each other" if self.tokens is self.key_tokens else f"{Sk:,}"
-        yield [(f"Attention in five steps: {Sq:,} words look at {looks}, {Hq} heads", "bold"), f"   {self.q.dtype}"]
+        heads = f"{Hq} head{'s' * (Hq != 1)}"
+        yield [(f"Attention in five steps: {Sq:,} words look at {looks}, {heads}", "bold"), f"   {self.q.dtype}"]
         yield [""]
         if not self.p.size:
             yield from self._steps(None, 0, 0)
