@@ -88,6 +88,16 @@ def test_a_long_text_is_small_and_says_what_is_left_out(tmp_path):
     npt.assert_array_equal(keys, e.top)
 
 
+def test_what_is_left_out_is_said_of_rows_that_look_at_something(tmp_path):
+    q, k, v = numbers(3, 2, 70, 8)
+    q[:, 60:] = np.nan
+    e = explain_attention(3 * q, k, v, top=4, mask=np.arange(70)[:, None] >= 30)
+    share = 100 * e.top_p[:, 30:60].sum(axis=-1).mean()
+    text = written(e, tmp_path).read_text(encoding="utf-8")
+    assert f"of each row's 70 weights all but the 4 largest, which are {share:.0f} % of its attention on average" in text
+    assert "Of each array the first 4 numbers of a word are shown" in text
+
+
 @pytest.mark.parametrize(("S", "H", "T"), [(4096, 16, 11), (16_384, 8, 5), (16_384, 45, 1)])
 def test_the_longest_pages_hold_fewer_weights_and_stay_small(S, H, T, tmp_path):
     path = written(explained(S, H, mask=causal & window(20)), tmp_path)
