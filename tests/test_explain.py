@@ -200,6 +200,7 @@ def test_a_window_is_all_that_is_visited(monkeypatch):
     visited = sum(len(i) * (j.stop - j.start) for i, j in blocks)
     assert max(2 * len(i) * (j.stop - j.start) for i, j in blocks) <= 20_000
     assert visited < 3000 * 20 * 8                  # of 9,000,000
+    assert len(blocks) < 60                         # not 1000, of 3 rows each
 
 
 def test_no_array_of_every_row_and_key_is_built(monkeypatch):
@@ -370,6 +371,7 @@ def test_a_figure_has_a_map_for_each_head():
             assert ax.images[0].get_clim() == (0, 1)
             assert [text.get_text() for text in ax.get_xticklabels()] == list(e.tokens)
             assert [text.get_text() for text in ax.get_yticklabels()] == ["7 g", "1 $a$"]
+    assert len(explain_attention(*numbers(3, 5, 4, 8)).plot().axes) == 5 + 1            # 4 and 1, and the scale
     figures = [text.get_text() for text in maps(e.plot(1))[0].texts]
     assert figures == [f"{100 * w:.0f}" for w in e.p[1].ravel()]
 
