@@ -304,6 +304,11 @@ def test_a_map_of_many_columns_shows_their_sums():
     assert len(rows[1]) == 16 + 2 * 30
 
 
+def test_the_row_that_is_followed_stands_out_and_numbers_are_not_said_twice():
+    rows = list(small(S=9).lines(row=4))[-20:-11]
+    assert [line[0] for line in rows] == [(f"    {i + 1:2}          ", "bold" if i == 4 else "") for i in range(9)]
+
+
 @pytest.mark.parametrize("S", [1, 4, 9, 33, 64, 300])
 @pytest.mark.parametrize("width", [80, 130])
 def test_every_line_fits_the_width(S, width):
@@ -352,6 +357,9 @@ def test_the_sharpest_head_spreads_least():
     assert e.entropy[e.sharpest].mean() == e.entropy.mean(axis=1).min()
     assert f"head {e.sharpest + 1} of 2" in str(e)
     assert "head 1 of 2" in screen.plain(e.lines(head=-2))
+    q, k, v = numbers(3, 2, 7, 8)
+    q[e.sharpest, 3] = np.nan
+    assert explain_attention(q, k, v).sharpest == 1 - e.sharpest
     assert repr(e) == "<Explanation of 7 queries x 7 keys, 2 heads; 7 rows kept>"
 
 
@@ -371,6 +379,9 @@ def test_a_figure_has_a_map_for_each_head():
             assert ax.images[0].get_clim() == (0, 1)
             assert [text.get_text() for text in ax.get_xticklabels()] == list(e.tokens)
             assert [text.get_text() for text in ax.get_yticklabels()] == ["7 g", "1 $a$"]
+    q, k, v = numbers(3, 1, 4, 8)
+    q[:, 2] = np.nan
+    assert len(maps(explain_attention(q, k, v).plot())[0].texts) == 3 * 4                  # NaN is no number
     assert len(explain_attention(*numbers(3, 5, 4, 8)).plot().axes) == 5 + 1            # 4 and 1, and the scale
     figures = [text.get_text() for text in maps(e.plot(1))[0].texts]
     assert figures == [f"{100 * w:.0f}" for w in e.p[1].ravel()]
@@ -379,7 +390,7 @@ def test_a_figure_has_a_map_for_each_head():
 def test_a_figure_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
-    for e in (small(tokens=["$a$", "\\b", "^c", "d_", "e%", "f&", "g#"]), long(300), small(mask=np.zeros(7, bool))):
+    for e in (small(tokens=["$\\nonsense$", "\\b", "^c", "d_", "e%", "f&", "g#"]), long(300), small(mask=np.zeros(7, bool))):
         e.plot().savefig(tmp_path / "map.png")
         assert len(np.unique(np.asarray(image.open(tmp_path / "map.png").convert("L")))) > 10
 

@@ -392,6 +392,8 @@ def test_words_that_look_at_another_text(opened):
         assert shown.tab.get_by_role("listbox", name="Words that look").get_by_role("option").count() == 2
         assert shown.tab.get_by_role("list", name="Words that are looked at").get_by_role("listitem").count() == 6
         assert [row[0] for row in shown.table()] == [e.key_tokens[j] for j in e.top[0, 1]]
+        # A word that looks has no key and no value of its own.
+        assert [shown.tab.locator(f"#step-{letter}").inner_text() == "" for letter in "qkvo"] == [False, True, True, False]
         assert all(near(share, w) if share else w < 0.00051 for share, w in zip(shown.shares(), e.p[0, 1], strict=True))
 
 
