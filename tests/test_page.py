@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import colorsys
 import html.parser
 import json
 import re
@@ -171,6 +172,9 @@ def test_every_shade_can_be_read_and_darkens_or_lightens_step_by_step(scheme):
     assert contrast("ring", "paper") >= 3
     light = [luminance(colours[f"s{n}"]) for n in range(1, 8)]
     assert sorted(light, reverse=scheme == "light") == light
+    # One hue, in degrees: it reads the same to the colour-blind.
+    hues = [360 * colorsys.rgb_to_hsv(*(int(colours[f"s{n}"][c:c + 2], 16) for c in (1, 3, 5)))[0] for n in range(1, 8)]
+    assert max(hues) - min(hues) < 20
 
 
 # ---- in a browser ------------------------------------------------------------------------------------------------------
@@ -262,6 +266,7 @@ def test_every_word_in_every_head_shows_whom_it_looks_at(opened, options):
                 least = np.array([1e-14, .01, .05, .1, .2, .5, .8])
                 sure = np.abs(e.p[h, i][:, None] / least - 1).min(axis=1) > 1e-3
                 npt.assert_array_equal(np.array(shown.levels())[sure], (e.p[h, i][:, None] >= least).sum(axis=1)[sure])
+                assert "all others" not in [row[0] for row in shown.table()]     # there are none
                 if e.sink is not None:
                     assert near(next(row[-1] for row in shown.table() if row[0] == "the sink"), e.sink[h, i])
                 assert f"\u201c{e.tokens[i]}\u201d" in shown.said
@@ -271,15 +276,15 @@ def test_every_word_in_every_head_shows_whom_it_looks_at(opened, options):
 
 def test_the_steps_have_the_words_numbers(opened):
     e = explain(numbers(6, 24), SelfAttention.random(24, heads=4, kv_heads=2))
-    with opened(e, head=3, row=0) as shown:
+    with opened(e, head=2, row=0) as shown:
         for i in range(6):
             shown.word(i).hover()
             for letter in "xqkvo":
                 array = getattr(e, letter)
-                row = array[i] if letter == "x" else array[1 if letter in "kv" else 3, i]   # head 3 of q shares head 1
+                row = array[i] if letter == "x" else array[1 if letter in "kv" else 2, i]   # head 2 of q shares head 1
                 said = shown.tab.locator(f"#step-{letter}").inner_text().removesuffix(" …").replace("\u2212", "-").split()
                 npt.assert_allclose([float(x) for x in said], row[:4], atol=0.0051)
-            assert f"{e.tokens[e.top[3, i, 0]]}\u201d" in shown.tab.locator("#step-p").inner_text()
+            assert f"{e.tokens[e.top[2, i, 0]]}\u201d" in shown.tab.locator("#step-p").inner_text()
         assert "4 × 6 × 6" in shown.tab.get_by_role("table", name="The five steps").get_by_role("row").nth(5).inner_text()
 
 
@@ -306,6 +311,7 @@ def test_pointing_shows_a_word_and_leaving_the_one_that_was_kept(opened):
         kept = shown.said
         shown.word(4).hover()
         assert "word 5 of 6" in shown.said != kept
+        assert shown.tab.locator("li.from").all_inner_texts() == ["5"]
         shown.tab.mouse.move(5, 5)
         assert shown.said == kept
         shown.word(3).click()
