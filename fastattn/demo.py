@@ -2,8 +2,7 @@
 
     1 embed    2 q, k, v    3 score    4 softmax    5 mix    and what it changed
 
-`measure` finds out what a layer does to a word, `pages` says it, `show` puts it on a screen: in colour through rich,
-where rich is installed and the screen can.
+`measure` finds out what a layer does to a word, `pages` says it, and screen.py puts it on a screen.
 
 How far a word leans
     Two topics, each the average of its words, make a scale: 0 % is the average fruit word, 100 % the average
