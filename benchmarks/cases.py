@@ -145,6 +145,51 @@ CASES = (
 )
 
 
+# ---- the race ----------------------------------------------------------------------------------------------------------
+D_MODEL, HEADS = 512, 8
+LENGTHS = (16, 64, 256, 1024, 4096, 8192, 16384, 32768)
+BATCHES = (1, 16)
+# Layers that see all words at once, and what each word sees. A window of 256 words is the word itself and 255 before it.
+SIGHTS = {"attention": ALL, "causal": CAUSAL, "window 256": WINDOW}
+WORD_BY_WORD = "word by word"                   # what "causal" computes
+# Layers that read one word after the other, ours and torch's; and of each cell how many products with x, and as many with h.
+CELLS = ("elman", "gru", "lstm", "bidirectional lstm")
+TORCH = ("torch rnn", "torch gru", "torch lstm", "torch bidirectional lstm")
+GATES = {"elman": 1, "gru": 3, "lstm": 4}
+KINDS = (*SIGHTS, *CELLS, *TORCH, WORD_BY_WORD)
+
+
+def recurrent(kind: str) -> tuple[str, int]:
+    """Of a kind of CELLS or TORCH: its cell, a key of GATES, and in how many directions it reads."""
+    both, name = "bidirectional ", kind.removeprefix("torch ")
+    return ("elman" if name == "rnn" else name.removeprefix(both)), 2 if name.startswith(both) else 1
+
+
+class Race(NamedTuple):
+    """A layer of D_MODEL numbers a word, HEADS heads or D_MODEL units, on `batch` texts of S words."""
+
+    kind: str
+    S: int
+    batch: int
+
+    @property
+    def flops(self) -> int:
+        """Needed work: products with weights, and for attention those of the pairs that are seen."""
+        words, product = self.batch * self.S, 2 * D_MODEL**2
+        if self.kind in (*CELLS, *TORCH):
+            cell, directions = recurrent(self.kind)
+            return words * 2 * GATES[cell] * directions * product
+        sight, D = SIGHTS.get(self.kind, CAUSAL), D_MODEL // HEADS
+        return words * 4 * product + Case(self.kind, self.batch, HEADS, HEADS, self.S, self.S, D, D, sight, F32).flops
+
+    def words(self) -> NDArray:
+        """x (batch, S, D_MODEL), standard normal, the same every time."""
+        return np.random.default_rng(0).standard_normal((self.batch, self.S, D_MODEL), dtype=F32)
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.S:,} words" + (f", batch {self.batch}" if self.batch > 1 else "")
+
+
 def named(names: list[str] | None) -> tuple[Case, ...]:
     """The cases of these names, in the table's order; all of them if there are none."""
     unknown = set(names or ()) - {case.name for case in CASES}

@@ -13,6 +13,7 @@ from .api import attention, attention_varlen, compile, merge_states
 from .jit import cache_info
 from .layers import CrossAttention, SelfAttention
 from .masks import causal, causal_top_left, lengths, packed, prefix, window
+from .rotary import rope
 from .tiles.pool import threads
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "merge_states",
     "packed",
     "prefix",
+    "rope",
     "threads",
     "window",
 ]

@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import checks
 from .masks import runs, runs_packed
-from .passes.launch import Decode, Forward, compile_common, compile_forward, forward_tiles, is_decode
+from .passes.launch import Decode, Forward, compile_common, compile_decode, compile_forward, forward_tiles, is_decode
 from .passes.merge import merged
 from .tiles import pool
 from .tiles.job import Sizes, address, empty
-from .tiles.sizes import GRAIN
+from .tiles.sizes import FEW, GRAIN
 
 # Layouts whose `Forward` is kept, each about 3 KB. A decoder's keys get one more with every step, each layer asks for the same.
 LAYOUTS = 256
@@ -171,7 +171,8 @@ def merge_states(outs: Sequence[ArrayLike], lses: Sequence[ArrayLike]) -> tuple[
 def compile(*, dtypes: DTypeLike | Iterable[DTypeLike] = "float32", channels: int | Iterable[int] = 64) -> None:
     """Compile ahead of the first call, for values of so many channels: a build step for images.
 
-    Four variants for each dtype and number of channels, with and without softcap and what is added to scores, some seconds each.
+    Six variants for each dtype and number of channels, some seconds each: with and without softcap and what is added to scores,
+    and two for few queries.
     Numbers of channels that are cut into registers alike share them: float32 with 64 serves 32, 80 and 128, too.
     Raises TypeError for another dtype and for channels that are no integers, ValueError for negative ones.
 
@@ -181,6 +182,8 @@ def compile(*, dtypes: DTypeLike | Iterable[DTypeLike] = "float32", channels: in
     for dtype in _each(dtypes):
         checked = checks.dtype("dtypes", dtype)
         for Dv in [checks.integer("channels", n, 0) for n in _each(channels)]:
+            for rows in FEW:
+                compile_decode(checked, rows, Dv)
             for capped in (False, True):
                 for extra in (False, True):
                     compile_forward(checked, Dv, capped, extra)

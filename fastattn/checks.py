@@ -6,8 +6,10 @@ Kernels trust: what passes here is read and written by address. A message names 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -167,7 +169,7 @@ def out(x: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
     if type(x) is not np.ndarray:
         raise TypeError(f"out must be a plain NumPy array; got {type(x).__name__}")
     if x.dtype != dtype:
-        raise TypeError(f"out must have q's dtype in native byte order; got {x.dtype}, q has {dtype}")
+        raise TypeError(f"out must have the dtype of the result, {dtype}, in native byte order; got {x.dtype}")
     if x.shape != shape:
         raise ValueError(f"out must have the shape of the result, {shape}; got {x.shape}")
     if not x.flags.writeable:
@@ -283,6 +285,32 @@ def biases(b: Mapping[str, Any], w: Mapping[str, NDArray]) -> dict[str, NDArray 
     return found
 
 
+def naming(there: Sequence[str], families: Sequence[Sequence[str]], prefix: str, names: Sequence[str]) -> Sequence[str]:
+    """The first family of names of which all are there; names: all that the file has."""
+    for family in families:
+        if set(family) <= set(there):
+            break
+    else:
+        where = f"under {prefix!r} are {_some(there)}" if there else f"nothing is under {prefix!r}; the file has {_some(names)}"
+        raise ValueError(f"prefix must lead to weights named as one of these: {'; '.join(map(', '.join, families))}; {where}")
+    norms = [name for name in there if name.startswith(("q_norm", "k_norm", "q_layernorm", "k_layernorm"))]
+    if norms:
+        raise ValueError(f"prefix must lead to a layer without norms of q and k, which are not computed; got {prefix!r} with "
+                         f"{', '.join(norms)}")
+    return family
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "nothing"
+
+
+def tensor_of_floats(name: str, dtype: str) -> None:
+    """Whether a tensor of that type, as safetensors calls it, says what its numbers are."""
+    if dtype not in ("F64", "F32", "F16", "BF16"):
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16; got {dtype}, whose numbers mean something only "
+                        f"together with others")
+
+
 def texts(x: Sequence[Any], widths: Sequence[int], dtype: np.dtype) -> list[NDArray]:
     """Texts as (B, S, n) of one B; n is each one's width, and all have the layer's dtype."""
     names = ("x", "y")[:len(x)]
@@ -296,6 +324,115 @@ def texts(x: Sequence[Any], widths: Sequence[int], dtype: np.dtype) -> list[NDAr
     if len({text.shape[:-2] for text in found}) > 1:
         raise ValueError(f"x and y must have one batch size; got {shapes}")
     return [text if text.ndim == 3 else text[None] for text in found]
+
+
+# ---- rotary embeddings -----------------------------------------------------------------------------------------------------
+# Greater angles have lost, in float64, as much as float32 rounds: 2^28 times 2^-53 twice, of a frequency and of the product.
+FAR = 1 << 28
+
+_POSITIVE = ("a positive finite number", lambda x: 0 < x < math.inf)
+_ENTRIES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "rope_theta": ("a finite number above 1", lambda x: 1 < x < math.inf),
+    "partial_rotary_factor": ("above 0 and at most 1", lambda x: 0 < x <= 1),
+    "original_max_position_embeddings": ("a finite number above 1", lambda x: 1 < x < math.inf),
+    "mscale": ("a finite number, not negative", lambda x: 0 <= x < math.inf),
+    "mscale_all_dim": ("a finite number, not negative", lambda x: 0 <= x < math.inf),
+}
+
+
+def theta(x: Any, by_scaling: float | None) -> float:
+    """The base of the frequencies: the argument, the dictionary's, or 10000."""
+    if x is None:
+        return 10000.0 if by_scaling is None else by_scaling
+    value = number("theta", x, *_ENTRIES["rope_theta"])
+    if by_scaling not in (None, value):
+        raise ValueError(f"theta must not be another than the scaling's rope_theta; got {value} and {by_scaling}")
+    return value
+
+
+def channels(x: Any, scaling: Mapping[str, Any]) -> int | None:
+    """How many channels are turned; None: what D and the scaling say."""
+    if x is not None and "partial_rotary_factor" in scaling:
+        raise ValueError(f"channels must not be given where the scaling has a partial_rotary_factor; got {x!r}")
+    if x is not None and integer("channels", x, 2) % 2:
+        raise ValueError(f"channels must be even, as they are turned in pairs; got {x}")
+    return x if x is None else operator.index(x)
+
+
+def scaling(x: Any, kinds: Mapping[str, Mapping[str, bool]]) -> dict[str, Any]:
+    """A dictionary of a model's config, without what is None, checked; kinds: what each may have, and whether it must."""
+    try:
+        given = {} if x is None else {name: value for name, value in dict(x).items() if value is not None}
+    except (TypeError, ValueError):
+        raise TypeError(f"scaling must be a dictionary, as config.json has it; got {type(x).__name__}") from None
+    kind = given.pop("rope_type", given.get("type", "default"))
+    given.pop("type", None)
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"scaling's rope_type must be one of {', '.join(kinds)}; got {kind!r}")
+    most, entries = given.pop("max_position_embeddings", None), kinds[kind]
+    if most is not None:
+        most = number("scaling's max_position_embeddings", most, *_POSITIVE)
+        known = given.get("original_max_position_embeddings")
+        if kind == "dynamic":
+            given.setdefault("original_max_position_embeddings", most)
+        elif "factor" in entries and known:
+            given.setdefault("factor", most / number("scaling's original_max_position_embeddings", known, *_POSITIVE))
+    missing = [name for name, must in entries.items() if must and name not in given]
+    if missing:
+        raise ValueError(f"scaling of rope_type {kind!r} must have {', '.join(missing)}; got {', '.join(given) or 'nothing'}")
+    allowed = ("rope_theta", "partial_rotary_factor", *entries)
+    unknown = [name for name in given if name not in allowed]
+    if unknown:
+        raise ValueError(f"scaling of rope_type {kind!r} may have {', '.join(allowed)}; got {', '.join(map(str, unknown))}")
+    found = {name: _entry(name, value) for name, value in given.items()}
+    if kind == "llama3" and not found["low_freq_factor"] < found["high_freq_factor"]:
+        raise ValueError(f"scaling's low_freq_factor must be below its high_freq_factor; got {found['low_freq_factor']} and "
+                         f"{found['high_freq_factor']}")
+    return found if kind == "default" else {"rope_type": kind, **found}
+
+
+def _entry(name: str, x: Any) -> Any:
+    """A number of a scaling; several in a tuple; truncate is true or false."""
+    if name == "truncate":
+        return bool(x)
+    if name in ("short_factor", "long_factor"):
+        if not isinstance(x, Sequence) or isinstance(x, str):
+            raise TypeError(f"scaling's {name} must be a list, a number for each pair of channels; got {type(x).__name__}")
+        return tuple(number(f"each of scaling's {name}", one, *_POSITIVE) for one in x)
+    return number(f"scaling's {name}", x, *_ENTRIES.get(name, _POSITIVE))
+
+
+def divisors(name: str, x: tuple[float, ...], n: int) -> NDArray:
+    """longrope's numbers for the pairs of n channels."""
+    if len(x) != n // 2:
+        raise ValueError(f"scaling's {name} must have a number for each pair of the {n} channels that are turned; got {len(x)}")
+    return np.array(x)
+
+
+def turned_channels(channels: int | None, scaling: Mapping[str, Any], shape: Shape) -> int:
+    """How many channels of x (..., S, D) are turned."""
+    if len(shape) < 2:
+        raise ValueError(f"x must be (..., S, D); got {shape}")
+    D = shape[-1]
+    n = channels if channels is not None else int(D * scaling.get("partial_rotary_factor", 1))
+    if n > D:
+        raise ValueError(f"channels must be at most D; got {n} for x {shape}")
+    if n % 2:
+        raise ValueError(f"D must be even, or `channels` say how many are turned, in pairs; got {n} for x {shape}")
+    return n
+
+
+def positions(x: Any, shape: Shape) -> NDArray[np.int64] | None:
+    """Where the words of x (..., S, D) stand: (S,) or (B, S), and not too far."""
+    if x is None:
+        return None
+    found = integers("positions", x)
+    if found.shape != shape[-2:-1] and (len(shape) < 3 or found.shape != (shape[0], shape[-2])):
+        raise ValueError(f"positions must be (S,) or (B, S) for x (B, ..., S, D); got {found.shape} for x {shape}")
+    if found.size and (found.max() > FAR or found.min() < -FAR):
+        far = found.flat[np.argmax(np.abs(found))]
+        raise ValueError(f"positions must be from -2^28 to 2^28; got {far}")
+    return found
 
 
 # ---- what masks are made of --------------------------------------------------------------------------------------------
@@ -377,3 +514,94 @@ def stand_together(rows: NDArray, new: NDArray) -> None:
         n = again[0]
         raise ValueError(f"segment_ids: equal ids must stand together; in row {b[n]} a segment of id {ids[n]} begins at "
                          f"{j[n]} and another at {j[n + 1]}")
+
+
+# ---- what is explained and drawn ---------------------------------------------------------------------------------------
+def one_text(name: str, x: Any, axes: tuple[int, ...], layout: str) -> NDArray:
+    """x without a batch of one; axes: how many it may have besides."""
+    x = floats(name, x)
+    if x.ndim == max(axes) + 1 and len(x) == 1:
+        return x[0]
+    if x.ndim not in axes:
+        raise ValueError(f"{name} must be of one text, {layout}; got {x.shape}" +
+                         (f"; explain them one by one, as in {name}[b]" if x.ndim == max(axes) + 1 else ""))
+    return x
+
+
+def layer_reads(layer: Any, kinds: tuple[type, ...], other: Any, wants: Callable[[Any], bool]) -> None:
+    """Whether a layer is one, and has what it reads besides x: another text y or None."""
+    if not isinstance(layer, kinds):
+        got = f"{layer.__name__} itself" if isinstance(layer, type) else type(layer).__name__
+        raise TypeError(f"layer must be a {' or a '.join(kind.__name__ for kind in kinds)}; got {got}")
+    if wants(layer) != (other is not None):
+        raise TypeError(f"y must be the words that x looks at if layer is a CrossAttention, and None if not; layer is a "
+                        f"{type(layer).__name__}, y {'None' if other is None else type(other).__name__}")
+
+
+def words(name: str, x: Any, count: int, of: str) -> tuple[str, ...]:
+    """x as one word for each place; 1, 2, 3, ... if there are none."""
+    if x is None:
+        return tuple(str(n + 1) for n in range(count))
+    if isinstance(x, str):
+        raise TypeError(f"{name} must be a list of words, one for each of the {of}; got one str, {x[:40]!r}")
+    found = tuple(x)
+    for n, word in enumerate(found):
+        if not isinstance(word, str):
+            raise TypeError(f"{name} must be words, str; {name}[{n}] is {type(word).__name__}")
+    if len(found) != count:
+        raise ValueError(f"{name} must be as many as the {of}; got {len(found)} for {count}")
+    return found
+
+
+def places(name: str, x: Any, count: int, of: str) -> NDArray[np.int64]:
+    """x, one integer or several, as places of `count`; negative ones count from the end."""
+    found = np.atleast_1d(integers(name, x))
+    if found.ndim != 1:
+        raise ValueError(f"{name} must be one integer or a list of them; got {found.shape}")
+    wrong = (found < -count) | (found >= count)
+    if wrong.any():
+        raise ValueError(f"{name} must be from {-count} to {count - 1}, as there are {count} {of}; got {found[wrong][0]}")
+    return np.where(found < 0, found + count, found)
+
+
+def place(name: str, x: Any, count: int, of: str) -> int:
+    """x, one integer, as a place of `count`; a negative one counts from the end."""
+    return int(places(name, integer(name, x, -sys.maxsize), count, of)[0])
+
+
+def chosen(name: str, x: Any, rows: NDArray[np.int64]) -> int:
+    """x as one of the rows that were chosen."""
+    if (found := integer(name, x, 0)) not in rows:
+        raise ValueError(f"{name} must be one of the rows that are kept, {np.array2string(rows, threshold=8)}; got {found}")
+    return found
+
+
+def scores_kept(rows: int, Hq: int, Sk: int, most: int) -> None:
+    """Whether so many scores may be kept."""
+    asked = rows * Sk * Hq
+    if asked > most:
+        raise ValueError(f"rows: a picture of {rows:,} rows x {Sk:,} keys x {Hq} heads has {asked:,} scores, and at most "
+                         f"{most:,} are kept; choose at most {most // (Hq * Sk):,} rows, as in rows=range(0, {rows}, "
+                         f"{-(-asked // most)}). Result, entropy and largest weights are there of every row, whatever is chosen")
+
+
+def drawable(sizes: Sequence[int]) -> None:
+    """Whether there is anything to draw; sizes are heads, rows and keys."""
+    if 0 in sizes:
+        raise ValueError("there is nothing to draw: of {} heads, {} rows and {} keys none may be 0".format(*sizes))
+
+
+def fits_page(Hq: int, Sq: int, Sk: int, most: int, words: int) -> None:
+    """Whether a page can hold so many words, and at least one weight for each row of each head."""
+    if Hq * Sq > most or max(Sq, Sk) > words:
+        fit = min(most // Hq, words)
+        raise ValueError(f"a page holds at most {words:,} words and {most:,} words x heads; got {Sq:,} words that look at "
+                         f"{Sk:,}, {Hq} heads. Explain a part of the text, as in q[:, :{fit}], or draw some rows with plot()")
+
+
+def extra(module: str, name: str) -> Any:
+    """A module that an extra of the package brings."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this needs {module.split('.')[0]}: pip install 'fastattn[{name}]'") from error

@@ -2,8 +2,7 @@
 
     1 embed    2 q, k, v    3 score    4 softmax    5 mix    and what it changed
 
-`measure` finds out what a layer does to a word, `pages` says it, `show` puts it on a screen: in colour through rich,
-where rich is installed and the screen can.
+`measure` finds out what a layer does to a word, `pages` says it, and screen.py puts it on a screen.
 
 How far a word leans
     Two topics, each the average of its words, make a scale: 0 % is the average fruit word, 100 % the average
@@ -22,17 +21,17 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TextIO
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from . import attention
 from .data import load
 from .data.model import END, MAX_TOKENS, START, D, H, MiniLM, UnknownWords, split
 from .data.words import THEMES
+from .explain import Explanation, explain_attention
+from .screen import Line, clip, heat_map, numbers, percentages, printable
 
 # As they can be typed here, whether or not the environment is active.
 PYTHON = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
@@ -68,7 +67,7 @@ SIX_LAYERS = {
 }
 
 EMPTY_WORDS = {word for theme in ("small", "be", "marks") for word in THEMES[theme]}     # they say little alone
-PREVIOUS_WORD = 2                                   # this head looks one word back, whatever the words are
+PREVIOUS_WORD = 2                                   # this head of the first layer looks one word back, whatever the words are
 
 
 class DemoError(ValueError):
@@ -76,24 +75,16 @@ class DemoError(ValueError):
 
 
 # ---- what attention does -------------------------------------------------------------------------------------------
-@dataclass
-class Steps:
-    """The first layer's attention, step by step: x (L, 384), q k v o (H, L, D), dots s p (H, L, L).
+@dataclass(frozen=True, eq=False)
+class Steps(Explanation):
+    """The first layer's attention on a sentence, of all words and heads.
 
     Token `i` is followed; in head `head` it looks hardest at another telling word, `seen` (`i` if there is none).
     """
 
-    text: str
-    tokens: list[str]
-    i: int
     x: NDArray
-    q: NDArray
-    k: NDArray
-    v: NDArray
-    dots: NDArray
-    s: NDArray
-    p: NDArray
-    o: NDArray
+    text: str
+    i: int
     head: int
     seen: int
 
@@ -111,12 +102,14 @@ class Place:
     lean: float
 
 
-def steps(model: MiniLM, text: str, word: str | None = None) -> Steps:
-    """The five steps on a sentence, following `word`; by default one with a story, else the longest of the telling."""
-    tokens = checked_tokens(model, text)
-    words = [token for token in tokens[1:-1] if token[0].isalnum()]
-    if not words:
-        raise DemoError(f"the sentence has no word to follow; got {printable(text)!r}. Try: {COMMAND} demo {SENTENCE!r}")
+def steps(
+    model: MiniLM, text: str, word: str | None = None, layer: int = 0, command: str = "demo", most: int = MAX_TOKENS
+) -> Steps:
+    """The five steps on a sentence, following `word`; by default one with a story, else the longest of the telling.
+
+    layer is counted from 0; the command that asks takes at most so many tokens.
+    """
+    tokens, words = checked_tokens(model, text, command, most)
     if word is None:
         longest = max(words, key=lambda word: (word not in EMPTY_WORDS, len(word)))
         word = next((word for word in STORIES if word in words), longest)
@@ -125,29 +118,42 @@ def steps(model: MiniLM, text: str, word: str | None = None) -> Steps:
     i = tokens.index(word)
 
     x = model.embed(tokens)
-    q, k, v = model.qkv(x)
-    dots = q @ k.swapaxes(-1, -2)
-    s = dots / np.sqrt(np.float32(D))
-    p = softmax(s, axis=-1)
-    o = p @ v
+    for before in range(layer):
+        x = model.feed_forward(model.attend(x, before), before)
+    shown = replace(explain_attention(*model.qkv(x, layer), tokens=tokens, rows=range(len(tokens)), top=len(tokens)), x=x)
 
     # The head and the other word at which the followed word looks hardest: easy to read, and no more than that.
     telling = [token[0].isalnum() and token not in EMPTY_WORDS for token in tokens]
     others = np.array(telling) & (np.arange(len(tokens)) != i)
-    looks = np.where(others, p[:, i], 0)
-    looks[PREVIOUS_WORD] = 0
+    looks = np.where(others, shown.p[:, i], 0)
+    if layer == 0:
+        looks[PREVIOUS_WORD] = 0
     head, seen = np.unravel_index(looks.argmax(), looks.shape)
-    return Steps(printable(text), tokens, i, x, q, k, v, dots, s, p, o, int(head), int(seen) if others.any() else i)
+    return Steps(**vars(shown), text=printable(text), i=i, head=int(head), seen=int(seen) if others.any() else i)
 
 
-def checked_tokens(model: MiniLM, text: str) -> list[str]:
+def checked_tokens(model: MiniLM, text: str, command: str, most: int) -> tuple[list[str], list[str]]:
+    """The text's tokens, and those of them that are words; the command takes at most so many."""
     try:
         tokens = model.tokens(text)
     except UnknownWords as error:
         raise DemoError(unknown_message(model, error.words)) from None
-    if len(tokens) > MAX_TOKENS:
-        raise DemoError(f"the demo draws at most {MAX_TOKENS - 2} words and marks; the sentence has {len(tokens) - 2}")
-    return tokens
+    if len(tokens) > most:
+        raise DemoError(f"the {command} draws at most {most - 2} words and marks; the sentence has {len(tokens) - 2}")
+    words = [token for token in tokens[1:-1] if token[0].isalnum()]
+    if not words:
+        raise DemoError(f"the sentence has no word to follow; got {printable(text)!r}. Try: {COMMAND} {command} {SENTENCE!r}")
+    return tokens, words
+
+
+def sentence(text: str, word: str | None = None, layer: int = 1, small: bool = False) -> Steps:
+    """What `fastattn explain` shows: a layer, counted from 1, on a sentence; with the whole model if it is installed."""
+    model = (None if small else MiniLM.whole()) or MiniLM.small()
+    layers = max(model.layers, 1)
+    if not 1 <= layer <= layers:
+        hint = "" if model.layers else f"; for all six layers: {WHOLE}"
+        raise DemoError(f"--layer must be from 1 to {layers}; got {layer}{hint}")
+    return steps(model, text, word, layer - 1, "explain", model.places)
 
 
 def alone(model: MiniLM, words: list[str], position: int) -> NDArray:
@@ -156,7 +162,7 @@ def alone(model: MiniLM, words: list[str], position: int) -> NDArray:
     return np.stack([x, model.attend(x)])[:, :, 1]
 
 
-def topic_words(topic: str, sentences: list[list[str]]) -> list[str]:
+def topic_words(topic: str, sentences: Sequence[Sequence[str]]) -> list[str]:
     """The topic's words that are in none of the sentences, be it as singular or plural."""
     seen = {token.rstrip("s") for tokens in sentences for token in tokens}
     return [word for word in THEMES[topic] if word.rstrip("s") not in seen]
@@ -198,7 +204,7 @@ def measure(model: MiniLM, told: list[Steps]) -> tuple[tuple[str, str], list[Pla
     lonely = alone(model, [shown.word], shown.i)[1, 0]
     places = [place("before attention", shown.x[shown.i], 0, shown.i), place("after it, alone", lonely, 1, shown.i)]
     for s in told:
-        after = model.mixed(s.x, attention(s.q, s.k, s.v))[s.i]
+        after = model.attend(s.x)[s.i]
         places.append(place(quoted(s.text), after, 1, s.i))
     return topics, places
 
@@ -213,38 +219,7 @@ def by_layer(model: MiniLM, told: list[Steps], topics: tuple[str, str]) -> NDArr
     return np.array([[[cosine(x, goal) for goal in goals] for x in model.states(s.text)[:, s.i]] for s in told])
 
 
-def percentages(p: NDArray) -> NDArray:
-    """Whole percentages that add up to 100: rounded down, then the largest remainders go up."""
-    exact = 100 * p.astype(np.float64) / p.sum(dtype=np.float64)
-    whole = np.floor(exact).astype(int)
-    up = np.argsort(whole - exact, kind="stable")[: 100 - whole.sum()]
-    whole[up] += 1
-    return whole
-
-
 # ---- how it is said ------------------------------------------------------------------------------------------------
-Span = str | tuple[str, str]                        # text, or text with a style that rich knows
-Line = Sequence[Span]
-
-SHADES = (                                          # from this share on: a sign without colour, a single hue with it
-    (80, "█", "bold white on #08306b"),
-    (50, "▓", "white on #2171b5"),
-    (20, "▒", "black on #6baed6"),
-    (5, "░", "black on #c6dbef"),
-    (0, " ", "dim"),
-)
-ASCII = str.maketrans({"█": "#", "▓": "+", "▒": ":", "░": ".", "·": ".", "√": "sqrt ", "●": "o", "─": "-", "Σ": "sum"})
-
-
-def printable(text: str) -> str:
-    """The text on one line, without what a terminal would obey."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
-
-
-def clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 3].rstrip() + "..."
-
-
 def quoted(text: str) -> str:
     return f'"{clip(text, 28)}"'
 
@@ -253,37 +228,8 @@ def label(s: Steps, i: int) -> tuple[str, str]:
     return f"    {clip(s.tokens[i], 12):<12}", "bold" if i == s.i else ""
 
 
-def shade(percent: int) -> tuple[str, str]:
-    return next((sign, style) for least, sign, style in SHADES if percent >= least)
-
-
-def numbers(row: NDArray, count: int = 7) -> str:
-    return "".join(f"{x:7.2f}" for x in row[:count]) + "  ..."
-
-
 def title(number: int | str, name: str, question: str) -> list[Line]:
     return [[""], [(f" {number}  {name}", "bold cyan"), f"   Q: {question}"], [""]]
-
-
-def heat_map(s: Steps, width: int) -> Iterator[Line]:
-    """p of the shown head in percent, a row for each word; the cells shrink with the number of words."""
-    n, labels = len(s.tokens), [clip(token, 12) for token in s.tokens]
-    wide, narrow = 3 + max(6, *map(len, labels)), 5
-    if 16 + wide * n <= width:
-        cell, header = wide, labels
-    else:                                           # columns are numbered, as the rows are
-        cell, header = (narrow, [f"{j + 1}" for j in range(n)]) if 16 + narrow * n <= width else (2, [" ."] * n)
-        if cell == 2:
-            header[4::5] = [f"{j + 1}" for j in range(4, n, 5)]
-        labels = [f"{j + 1:2} {label}" for j, label in enumerate(labels)]
-    yield [" " * 16, *((f"{name:>{cell}}", "dim") for name in header)]
-    for i, row in enumerate(s.p[s.head]):
-        line: list[Span] = [(f"    {labels[i]:<12}"[:16].ljust(16), "bold" if i == s.i else "")]
-        for percent in percentages(row):
-            sign, style = shade(percent)
-            text = sign * 2 if cell == 2 else f"{sign}{percent:>3}"
-            line += [" " * (cell - len(text)), (text, style)]
-        yield line
 
 
 def pages(
@@ -321,14 +267,14 @@ def pages(
 
     yield from title(3, "SCORE", f'how well does each word fit what "{word}" asks?')
     yield [" " * 16, (f"{'q·k':>8}{f'q·k / √{D}':>13}", "dim")]
-    for j in range(len(s.tokens)):
-        yield [label(s, j), f"{s.dots[head, s.i, j]:8.2f}{s.s[head, s.i, j]:13.2f}"]
+    for j, dot in enumerate(s.k[head] @ s.q[head, s.i]):
+        yield [label(s, j), f"{dot:8.2f}{s.s[head, s.i, j]:13.2f}"]
     yield [""]
     yield [f'    q is that of "{word}", k that of the word in the row. The sum of {D}']
     yield [f"    products is divided by √{D}, as it grows with their number."]
 
     yield from title(4, "SOFTMAX", "so what share of its attention does each word get?")
-    yield from heat_map(s, width)
+    yield from heat_map(s.p[head], list(enumerate(s.tokens)), s.tokens, width, bold=[s.i])
     yield [""]
     yield ["    e^score / Σ e^score. The word of the row looks, that of the column is seen."]
     yield ["    Every row adds up to 100 %."]
@@ -352,7 +298,7 @@ def pages(
     yield [f'    The percentages times the V of all words. Another trained table joins the {H}']
     yield ["    heads, and what comes out is added to the word."]
     yield ["    fastattn.attention(q, k, v) does steps 3, 4, 5 in one go, for all words and"]
-    error = np.abs(attention(s.q, s.k, s.v) - s.o).max()
+    error = np.abs(softmax(s.s, axis=-1) @ s.v - s.o).max()
     yield [f"    heads. Here it differs from the steps above by at most {error:.0e}: rounding."]
 
     yield from changed(told, topics, places)
@@ -455,30 +401,3 @@ def demo(text: str | None = None, word: str | None = None, small: bool = False, 
     layers = by_layer(model, told, topics) if model.layers else None
     return pages(told, topics, places, layers, max(width, 80))
 
-
-def show(lines: Iterator[Line], file: TextIO) -> None:
-    """Write the lines: rich colours them on a terminal, if it is there; signs that `file` lacks become ASCII."""
-    try:
-        from rich.console import Console
-        from rich.text import Text
-    except ImportError:
-        console = None
-    else:
-        console = Console(file=file, highlight=False)
-    encoding = file.encoding or "ascii"
-    try:
-        "".join(map(chr, ASCII)).encode(encoding)
-        signs: dict[int, str] = {}
-    except UnicodeEncodeError:
-        signs = ASCII
-    for line in lines:
-        spans = [span if isinstance(span, tuple) else (span, "") for span in line]
-        spans = [(text.translate(signs).encode(encoding, "replace").decode(encoding), style) for text, style in spans]
-        text = "".join(text for text, _ in spans).rstrip() + "\n"
-        if console is not None:                     # captured: rich's own writing ends the process on a broken pipe
-            styled = Text.assemble(*spans)
-            styled.rstrip()
-            with console.capture() as captured:
-                console.print(styled, soft_wrap=True)
-            text = captured.get()
-        file.write(text)

@@ -66,7 +66,7 @@ def set_state(typingctx, value):
 
 
 # full, wide, last, tail, cap, extra of passes/forward.py: only their types matter, and no value is read. All are passed as null
-# pointers, int64 ones too: x86-64 and AArch64 pass both alike.
+# pointers, int64 ones too: x86-64 and AArch64 pass both alike. A pass with fewer of them does not look at the others.
 MARKERS = 6
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -23,6 +24,7 @@ from . import checks
 from .api import attention
 from .machine import LINE
 from .tiles.job import empty
+from .weights import read_weights
 
 
 class _Layer:
@@ -204,6 +206,28 @@ class CrossAttention(_Layer):
         """
         options = {"mask": mask, "bias": bias, "alibi": alibi, "softcap": softcap, "sink": sink, "scale": scale}
         return self._attended(self._texts(x, y), None, out, np.ndim(x), **options, threads=threads)
+
+
+def from_safetensors(
+    path: str | PathLike[str],
+    prefix: str,
+    *,
+    heads: int,
+    kv_heads: int | None = None,
+    rope: Callable[..., NDArray] | None = None,
+) -> SelfAttention:
+    """A layer in float32 with weights and biases from a model's file: BERT, Llama, Whisper, GPT-2 and all who name them so.
+
+    path      a .safetensors file; bfloat16 and float16 become float32
+    prefix    what the layer's names begin with, as "encoder.layer.0.attention" or "model.layers.0.self_attn"
+    heads, kv_heads, rope    as SelfAttention's: the file does not have them, the model's config.json does
+
+    Raises ValueError if there are no such weights or if they do not fit the heads, TypeError for quantized ones,
+    ModuleNotFoundError without the extra `weights`.
+
+    >>> layer = from_safetensors("model.safetensors", "model.layers.0.self_attn", heads=9, kv_heads=3, rope=rope(100000.0))
+    """
+    return SelfAttention(**read_weights(path, prefix), heads=heads, kv_heads=kv_heads, rope=rope)
 
 
 class _Product:

@@ -107,6 +107,7 @@ from .attention import attention, attention_varlen
 from .layers import CrossAttention, SelfAttention
 from .loops import attention_by_loops
 from .masks import causal, causal_top_left, lengths, packed, picture, prefix, window
+from .rotary import rope
 from .state import merge_states
 
 __all__ = [
@@ -122,5 +123,6 @@ __all__ = [
     "packed",
     "picture",
     "prefix",
+    "rope",
     "window",
 ]

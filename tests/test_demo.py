@@ -13,7 +13,7 @@ import numpy as np
 import numpy.testing as npt
 import pytest
 
-from fastattn import __version__, cli, data, demo
+from fastattn import __version__, cli, data, demo, screen
 from fastattn.data import make, model
 from fastattn.data.words import THEMES
 
@@ -41,8 +41,7 @@ def command(*args, **environment):
 
 def said(text=None, **options):
     """The demo's plain text."""
-    lines = demo.demo(text, small=True, **options)
-    return "\n".join("".join(span if isinstance(span, str) else span[0] for span in line) for line in lines)
+    return screen.plain(demo.demo(text, small=True, **options))
 
 
 def said_flat(text=None, **options):
@@ -204,7 +203,7 @@ def test_percentages_add_up_to_100():
     naive = 0
     for n in range(1, 33):
         p = rng.dirichlet(np.full(n, 0.3)).astype(np.float32)
-        whole = demo.percentages(p)
+        whole = screen.percentages(p)
         assert whole.sum() == 100
         assert np.abs(whole - 100 * p / p.sum()).max() < 1
         naive += np.rint(100 * p).sum() == 100
@@ -232,7 +231,7 @@ def test_every_line_fits_the_width(words, width):
 def test_every_row_of_the_heat_map_adds_up_to_100(small):
     shown = demo.steps(small, APPLE[2])
     for width in (80, 200):
-        rows = list(demo.heat_map(shown, width))[1:]
+        rows = list(screen.heat_map(shown.p[shown.head], list(enumerate(shown.tokens)), shown.tokens, width))[1:]
         assert len(rows) == len(shown.tokens)
         for i, row in enumerate(rows):
             cells = [int(re.search(r"\d+$", span[0])[0]) for span in row[1:] if isinstance(span, tuple)]
@@ -372,7 +371,7 @@ def test_without_rich_the_same_text(monkeypatch):
 
     def shown():
         file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="\n")
-        demo.show(demo.demo(small=True), file)
+        screen.show(demo.demo(small=True), file)
         file.flush()
         return file.buffer.getvalue()
 

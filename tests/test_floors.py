@@ -23,10 +23,14 @@ FLOORS = [
     ("passes.forward", "passes.merge"),
     ("passes.decode",),
     ("passes.launch",),
+    ("passes.turn",),
     ("masks", "checks"),
-    ("api",),
+    ("api", "rotary"),
+    ("weights",),
     ("layers",),
     ("",),                                          # fastattn itself: what is public
+    ("screen",),
+    ("explain", "plot", "page"),
     ("data", "data.words", "data.model", "data.make", "demo", "cli", "__main__"),
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

@@ -353,7 +353,7 @@ def test_without_channels_every_score_is_0_and_o_is_the_mean(dtype):
 
 @both
 def test_leading_axes_may_be_missing(dtype):
-    q, k, v = arrays(0, 1, 2, 1, dtype=dtype)
+    q, k, v = arrays(0, 1, 2, 1, Sq=L(dtype), dtype=dtype)
     o, lse = attention(q, k, v, mask=causal, return_lse=True)
     o3, lse3 = attention(q[0], k[0], v[0], mask=causal, return_lse=True)
     npt.assert_array_equal(o3, o[0])
@@ -460,8 +460,10 @@ def test_each_query_has_its_own_largest_score(dtype):
     q[0, 0, :, 0], k[0, 0, :, 0] = np.linspace(-40, 40, W(dtype)), np.arange(400) // 50
     if dtype in exact_types:
         assert share(Problem(q, k, v, {"scale": 1.0})) <= 1
-    one_by_one = np.concatenate([attention(q[:, :, i:i + 1], k, v, scale=1.0) for i in range(W(dtype))], axis=2)
-    npt.assert_array_equal(attention(q, k, v, scale=1.0), one_by_one)
+    together = attention(q, k, v, scale=1.0)
+    for i in range(W(dtype)):
+        alone = attention(np.repeat(q[:, :, i:i + 1], L(dtype), axis=2), k, v, scale=1.0)       # a few are another pass's
+        npt.assert_array_equal(together[:, :, i:i + 1], alone[:, :, :1])
 
 
 @both

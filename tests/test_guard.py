@@ -16,7 +16,7 @@ import pytest
 from numba import types
 
 import fastattn
-from fastattn import api, attention, attention_varlen, checks, masks, merge_states
+from fastattn import api, attention, attention_varlen, checks, masks, merge_states, rope, rotary
 from fastattn.simd.vec import Shape, load, load_part, store, store_part
 from fastattn.tiles import job
 from tests.entry import call
@@ -33,17 +33,17 @@ def run(*arguments, **environment):
                           env=os.environ | environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("what", ["forward", "varlen"])
+@pytest.mark.parametrize("what", ["forward", "varlen", "turning"])
 @pytest.mark.parametrize("where", ["tail", "head"])
 def test_nothing_outside_the_arrays_is_touched(what, where):
-    count = {"forward": 5000, "varlen": 1000}[what]
+    count = {"forward": 5000, "varlen": 1000, "turning": 1000}[what]
     found = run(what, where, count, 0)
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == [str(count)]
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("what", ["forward", "varlen"])
+@pytest.mark.parametrize("what", ["forward", "varlen", "turning"])
 @pytest.mark.parametrize("where", ["tail", "head"])
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_nothing_outside_the_arrays_is_touched_at_length(what, where, seed):
@@ -52,7 +52,7 @@ def test_nothing_outside_the_arrays_is_touched_at_length(what, where, seed):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("what", ["forward", "varlen"])
+@pytest.mark.parametrize("what", ["forward", "varlen", "turning"])
 @pytest.mark.parametrize("where", ["tail", "head"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_outside_the_arrays_is_touched_with_any_instruction_set(what, where, target):
@@ -143,6 +143,22 @@ def varlen(rng, where):
     assert here.untouched()
 
 
+def turning(rng, where):
+    here, dtype = Arrays(where), np.dtype(rng.choice([np.float32, np.float64]))
+    D = int(rng.choice([*few_channels(dtype), many_channels(dtype)]))
+    n, S = 2 * int(rng.integers(1, D // 2 + 1)) if D > 1 else 0, int(rng.integers(0, 40))
+    x = numbers(rng, (int(rng.integers(1, 4)), int(rng.integers(1, 4)), S, D), dtype)
+    turn = rope(channels=n, interleaved=bool(rng.integers(2))) if n else rope(scaling={"partial_rotary_factor": 0.5})
+    at = [None, rng.integers(0, 99, S), rng.integers(0, 99, (len(x), S))][rng.integers(0, 3)]
+    wanted = turn(x, at)
+    rotary._table.cache_clear()                         # the next one ends at a forbidden page
+    out = here(out_like(rng, x), readonly=False)
+    assert_same([turn(here(x), here(at), out=out)], [wanted])
+    out[...] = x
+    assert_same([turn(out, here(at), out=out)], [wanted])
+    assert here.untouched()
+
+
 def copy_parts(x, y, count, row):
     store_part(load_part(row, x, 0, count), y, 0, count)
     return 0
@@ -170,6 +186,7 @@ def copies(rng, where, kernel):
 WHAT = {
     "forward": forward,
     "varlen": varlen,
+    "turning": turning,
     "parts": lambda *a: copies(*a, copy_parts),
     "load whole": lambda *a: copies(*a, copy_loading_whole),
     "store whole": lambda *a: copies(*a, copy_storing_whole),
@@ -180,7 +197,7 @@ def main(what, where, count, seed):
     faulthandler.enable()
     rng = np.random.default_rng(int(seed))
     # What the library allocates is guarded too.
-    for module in (api, checks, masks, job):
+    for module in (api, checks, masks, job, rotary):
         module.np = NumPy()
     for _ in range(int(count)):
         WHAT[what](rng, where)

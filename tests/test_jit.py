@@ -7,6 +7,7 @@ machine code already, so that "compile" costs nothing there.
 import ctypes
 import hashlib
 import importlib
+import itertools
 import math
 import multiprocessing
 import os
@@ -119,17 +120,17 @@ def entries():
 def compiled_ahead():
     """The entry points that `compile` makes, and those that calls with and without each option need besides."""
     fastattn.compile(dtypes=["f4"], channels=[3])
-    before, x = entries(), np.ones((4, 3), "f4")
-    for softcap in (None, 1.0):
-        for mask in (causal, causal & np.ones((4, 4), bool)):
-            o, lse = attention(x, x, x, mask=mask, softcap=softcap, return_lse=True)
+    before = entries()
+    for S, softcap, seen in itertools.product((1, 2, 40), (None, 1.0), (False, True)):
+        x = np.ones((S, 3), "f4")
+        o, lse = attention(x, x, x, mask=causal & np.ones((S, S), bool) if seen else causal, softcap=softcap, return_lse=True)
     merge_states([o], [lse])
     return [before, entries() - before]
 
 
 def test_after_compile_calls_compile_nothing(call):
-    # Four variants, and what sets the floating-point state for them and for merging.
-    assert call(compiled_ahead) == [6, 0]
+    # Four variants and two for few queries, and what sets the floating-point state for them and for merging.
+    assert call(compiled_ahead) == [8, 0]
 
 
 # ---- where -----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,16 @@ def test_the_reference_takes_the_same_arguments(name):
     assert arguments(getattr(reference, name)) == arguments(getattr(fastattn, name))
 
 
+METHODS = [(kind, method) for kind in ("SelfAttention", "CrossAttention") for method in ("__init__", "__call__", "project", "random")]
+METHODS += [("rope", "__init__"), ("rope", "__call__")]
+
+
+@pytest.mark.parametrize(("kind", "method"), METHODS)
+def test_methods_of_the_references_classes_do_too(kind, method):
+    ours, theirs = (getattr(getattr(module, kind), method) for module in (fastattn, reference))
+    assert arguments(theirs) == arguments(ours)
+
+
 def test_loops_take_the_same_arguments_too():
     assert arguments(reference.attention_by_loops) == arguments(fastattn.attention)
 

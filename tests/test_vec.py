@@ -55,6 +55,7 @@ from fastattn.simd.vec import (
     store_table,
     subtract,
     sum_across,
+    swap_neighbours,
     take,
     transpose,
     vecs_of,
@@ -453,6 +454,21 @@ def test_transpose(dtype):
     y = np.empty_like(x)
     assert call(turn, at(x), at(y), shape) == shape.lanes + 1000
     npt.assert_array_equal(y, x.T)
+
+
+def swap(x, y, row, shape):
+    store(swap_neighbours(load(shape, x, row)), y, row)
+    return 0
+
+
+@both
+@tiles
+def test_neighbours_swapped(rows, vecs, dtype):
+    shape = shape_of(dtype, rows, vecs)
+    x = specials(0, (rows, width(shape)), dtype)
+    y = np.empty_like(x)
+    call(swap, at(x), at(y), x.strides[0], shape)
+    same(y, x.reshape(-1, 2)[:, ::-1].reshape(x.shape))
 
 
 # ---- scalars, shapes ---------------------------------------------------------------------------------------------------

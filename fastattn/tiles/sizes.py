@@ -45,7 +45,7 @@ WIDEST = max(_SCORE)            # vectors of queries that are scored at once
 RUN = BLOCK if WIDEST == VECS else 2 * GRAIN
 
 
-# Few queries: rows of q scored together -> vectors of v mixed at a time, rows x vecs sums.
+# Few queries: rows of q that share a key while it is in registers -> vectors of v mixed at a time; 8 sums or 16.
 FEW = {1: 8, 4: 4} if TARGET.registers == 32 else {1: 8, 4: 2}
 ROWS = max(FEW)
 SPLIT = 2048                    # keys of a task: 1 MB of k and as much of v with 128 channels
