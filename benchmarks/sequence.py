@@ -1,8 +1,8 @@
 """The race against the number of words, all words at once or one after the other: python -m benchmarks.sequence [--help]
 
 A round asks each layer in turn, each time in another order, so a machine that is slow for a while is slow for all. A figure is
-the least time of all rounds. Who is slow has fewer turns: at least three, or one where a call
-takes a second.
+the least time of all rounds. Who is slow has fewer turns: at least three, or one
+where a call takes a second.
 
 What one call would take is estimated by the needed work from the length before; what is above --limit is left out and said
 to be. Every layer's answer for 16 words is compared with the reference's, and who is wrong is left out, too. The
@@ -24,17 +24,15 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from . import progress
+from . import progress, report
 from .compare import REST, confine, machine, no_collection, timed
 
 CHECKED = 16                    # words of the text on which every layer must be right
 LEAST, LONG = 3, 1.0            # turns, whatever the time, where a call takes less than so many seconds
 WARM = 4.0                      # seconds: what takes less is called once before, so that memory that it keeps is there
-Curve = dict[int, float]        # seconds for each S
 Result = dict[str, Any]
 
 
@@ -108,6 +106,7 @@ def race(result: Result, kinds: list[str], lengths: list[int], batches: list[int
         runners = [Runner(kind, batch, result["machine"]["threads"]) for kind in kinds]
         for S in sorted(lengths):
             here: list[Runner] = []
+            where = f"{S:,} words" + (f", batch {batch}" if batch > 1 else "")
             try:
                 if min(lengths) == S:
                     for runner in runners:
@@ -127,35 +126,20 @@ def race(result: Result, kinds: list[str], lengths: list[int], batches: list[int
                 if here:
                     rounds_of(here, result["rounds"], result["seconds"], advance)
             except KeyboardInterrupt:
-                result["interrupted"] = f"{S:,} words" + (f", batch {batch}" if batch > 1 else "")
+                result["interrupted"] = where
             new = [runner.result() for runner in here if runner.times]
             result["results"] += new
-            if new:
-                show(new)
+            try:
+                if new:
+                    show(new)
+            except KeyboardInterrupt:
+                result["interrupted"] = where
             if result["interrupted"]:
                 return
 
 
 # ---- what it shows -----------------------------------------------------------------------------------------------------
-def curves(results: list[Result]) -> dict[tuple[int, int], dict[str, Curve]]:
-    """{(batch, threads): {kind: {S: seconds}}}, in the order measured."""
-    found: dict[tuple[int, int], dict[str, Curve]] = {}
-    for row in results:
-        found.setdefault((row["batch"], row["threads"]), {}).setdefault(row["kind"], {})[row["S"]] = row["seconds_min"]
-    return found
-
-
-def crossing(a: Curve, b: Curve) -> float | None:
-    """The S from which on a takes longer than b, on straight lines of log-log paper; None: it never does, or always."""
-    both = sorted(a.keys() & b.keys())
-    gap = [math.log(a[S] / b[S]) for S in both]
-    for (S, T), (d, e) in reversed(list(zip(pairwise(both), pairwise(gap), strict=True))):
-        if d < 0 <= e:
-            return S * (T / S) ** (d / (d - e))
-    return None
-
-
-def compared(ours: Curve, rival: Curve) -> str:
+def compared(ours: report.Curve, rival: report.Curve) -> str:
     """How much faster, where; where slower."""
     gain = {S: rival[S] / ours[S] for S in sorted(ours.keys() & rival.keys())}
     lost = [S for S, x in gain.items() if x < 1]
@@ -169,14 +153,14 @@ def verdicts(results: list[Result]) -> Iterator[str]:
     """Who is ahead of whom, where and by how much, wins and losses alike."""
     from .cases import SIGHTS
 
-    for (batch, threads), kinds in curves(results).items():
+    for (batch, threads), kinds in report.curves({"results": results}, "seconds_min").items():
         yield f"batch {batch}, {threads} core{'s' * (threads > 1)}"
         rivals = {kind: curve for kind, curve in kinds.items() if kind not in SIGHTS}
         for name in SIGHTS:
             for rival, curve in rivals.items():
                 if kinds.get(name, {}).keys() & curve.keys():
                     line = f"  {name:<10} {rival:<25} {compared(kinds[name], curve)}"
-                    S = crossing(kinds[name], curve)
+                    S = max((S for S, behind in report.crossings(kinds[name], curve) if behind), default=None)
                     yield line + (f"; as fast at about {S:,.0f}" if S else "")
 
 

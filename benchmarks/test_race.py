@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from . import racers, sequence
-from .cases import CAUSAL, CELLS, D_MODEL, HEADS, KINDS, LENGTHS, SIGHTS, TORCH, WINDOW, WORD_BY_WORD, Race, recurrent
+from .cases import CAUSAL, CELLS, D_MODEL, HEADS, KINDS, SIGHTS, TORCH, WINDOW, WORD_BY_WORD, Race, recurrent
 from .rivals import Way
-from .sequence import compared, crossing, verdicts
+from .sequence import compared, verdicts
 
 
 # ---- work --------------------------------------------------------------------------------------------------------------
@@ -149,17 +149,6 @@ def test_ctrl_c_keeps_what_has_been_measured(monkeypatch, stop):
 
 
 # ---- what it says ------------------------------------------------------------------------------------------------------
-def test_a_crossing_is_where_the_lines_cross():
-    squares, lines = ({S: f(S) for S in LENGTHS} for f in (lambda S: S**2 / 1000, lambda S: S))
-    assert crossing(squares, lines) == pytest.approx(1000)
-    assert crossing(lines, squares) is None                     # it falls behind at no length
-    assert crossing(squares, {S: S / 1e3 for S in LENGTHS}) is None
-    assert crossing({16: 1.0}, {64: 1.0}) is None
-    up_and_down = {16: 1.0, 64: 4.0, 256: 1.0, 1024: 4.0}
-    assert crossing(up_and_down, dict.fromkeys(up_and_down, 2.0)) == pytest.approx(512)      # from there on, and not at 32
-    assert crossing({16: 2.0, 64: 1.0, 256: 4.0}, {16: 1.0, 64: 2.0, 256: 2.0}) == pytest.approx(128)
-
-
 def test_wins_and_losses_are_both_said():
     assert compared({16: 1.0, 64: 1.0}, {16: 2.0, 64: 3.0}) == "2.00 to 3.00 times as fast, 16 to 64 words: ahead at every length"
     assert compared({16: 1.0, 64: 1.0}, {16: 0.5, 64: 3.0}) == "0.50 to 3.00 times as fast, 16 to 64 words: BEHIND at 16"
