@@ -268,11 +268,14 @@ def test_nor_before_the_first_turn(monkeypatch):
 
 def test_ctrl_c_prints_and_writes_what_there_is(tmp_path):
     file = tmp_path / "x.json"
-    words = ["-m", "benchmarks.compare", "--cases", "sentence", "least", "--rivals", "numpy", "--rounds", "300",
-             "--seconds", "1.5", "--json", str(file)]
+    command = ["benchmarks.compare", "--cases", "sentence", "least", "--rivals", "numpy", "--rounds", "300", "--seconds", "1.5",
+               "--json", str(file)]
+    # A shell has its background jobs ignore SIGINT, and what they start inherits that.
+    program = ("import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+               f"sys.argv = {command}; runpy.run_module({command[0]!r}, run_name='__main__', alter_sys=True)")
     seen = []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, *words], cwd=ROOT, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, **pipes) as process:
         watch = threading.Timer(120, process.kill)
         watch.start()
         for line in process.stdout:
