@@ -62,8 +62,9 @@ def attention(
     Error: within the bound of tests/bounds.py; its root mean square at most twice that of the same formula in NumPy at q's
     precision, and 2 ULP, where nothing is added to the scores.
     Bits: the same for any number of threads, batch, strides, and whatever hidden values there are.
-    Memory besides the result: O(threads), and 16 bytes for each query under a mask; never O(Sq Sk). Copied: what has gaps
-    along its last axis, o where `out` cannot be written directly, boolean masks that are joined.
+    Memory besides the result: O(threads), and 16 bytes for each query under a mask; never O(Sq Sk). Few queries: a row of o for
+    each 2048 keys that one looks at. Copied: what has gaps along its last axis, o where `out` cannot be written directly,
+    boolean masks that are joined.
     Scores, and with softcap scores / softcap, must stay below 0.69 of the type's largest number, as they become powers of 2;
     a finite bias, sink or ALiBi beyond it counts as that.
     Raises TypeError for what is not such an array or number, ValueError for shapes and values that do not fit.
