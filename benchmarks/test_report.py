@@ -327,9 +327,9 @@ def test_memory_is_the_result_for_us_and_all_scores_for_the_formula():
     S = 1024
     result, scores = 4 * S * memory.H * memory.D, 4 * S * S * memory.H
     ours, formula = (memory.measured(name, S, 1) for name in (OURS, "numpy"))
-    # A page more or less at either end of each array, and a thread's stack.
-    assert result - 2**14 <= ours <= result + 2**20
-    assert scores + result - 2**14 <= formula <= scores + 2 * result + 2**20
+    # A thread's stack; and each CPU counts pages for itself and tells the process's number by the batch, of 32 pages or more.
+    assert result - 2**19 <= ours <= result + 2**20
+    assert scores + result - 2**19 <= formula <= scores + 2 * result + 2**20
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone forgets a process's largest resident set")
