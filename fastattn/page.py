@@ -4,7 +4,7 @@ The words are elements of page.html, escaped; all else is numbers, in base64, so
 page's policy runs no script but its own, by its hash, and loads nothing. Kept of each row and head, the largest weights first:
 
     keys     which key                uint16: there are at most WORDS
-    codes    its weight, as a code    uint16: weight = exp(-code / STEP), to 0.013 %; and so its score, lse - code / STEP;
+    codes    its weight, as a code    uint16: weight = exp(-code / STEP), to 0.025 %; and so its score, lse - code / STEP;
                                       the largest code is a weight of 0
 
 A weight below e^-32 is none. WEIGHTS are kept at most, of those that the explanation has. The first numbers of x,

@@ -102,19 +102,18 @@ def test_keys_that_come_later_change_nothing_of_what_is_before(dtype):
 
 def test_many_callers_at_once():
     q, k, v = arrays(4, B=3, Hq=4, Sk=2 * SPLIT + 100)
-    wanted, wrong = attention(q, k, v, sink=np.ones(4)), []
+    wanted, right = attention(q, k, v, sink=np.ones(4)), []
 
     def calls():
         for _ in range(30):
-            if not np.array_equal(attention(q, k, v, sink=np.ones(4), threads=2), wanted):
-                wrong.append(1)
+            right.append(np.array_equal(attention(q, k, v, sink=np.ones(4), threads=2), wanted))
 
     threads = [threading.Thread(target=calls) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not wrong
+    assert right == [True] * 120
 
 
 # ---- states ----------------------------------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ def test_pieces_join_as_merge_states_joins_them(dtype):
 
 
 @both
-@pytest.mark.parametrize("where", [0, SPLIT - 1, SPLIT, 2 * SPLIT + 3])
+@pytest.mark.parametrize("where", [0, SPLIT + 1, SPLIT + 2, SPLIT + 3, 2 * SPLIT + 3])         # none sees it, none, one, both, the other
 def test_nan_is_in_exactly_the_queries_that_see_it(where, dtype):
     q, k, v = arrays(6, Hq=2, Hkv=1, Sq=2, Sk=2 * SPLIT + 4, dtype=dtype)
     clean = attention(q, k, v, mask=causal & window(SPLIT))
@@ -143,6 +142,17 @@ def test_nan_is_in_exactly_the_queries_that_see_it(where, dtype):
         assert not np.isfinite(o[:, :, seen]).any()
         npt.assert_array_equal(o[:, :, ~seen], clean[:, :, ~seen])
         x[:, :, where] = was
+
+
+@both
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_is_seen_where_its_weight_is_nothing(bad, dtype):
+    # The second piece's scores lie thousands above the first's, so the first's share is 0; and so with a sink.
+    q, k, v = (np.ones((1, 1, n, 1), dtype) for n in (1, 2 * SPLIT, 2 * SPLIT))
+    v[0, 0, 3] = bad
+    assert np.isnan(attention(q, k, v, sink=[3000.0])).all()
+    k[:, :, SPLIT:] = 3000
+    assert np.isnan(attention(q, k, v)).all()
 
 
 @both
@@ -175,13 +185,13 @@ def test_scores_of_minus_infinity_are_seen(dtype):
 @both
 def test_pieces_of_very_different_scores(dtype):
     # The second piece's largest score lies hundreds above the first's, or below: what it weighs beside it is 0 or all.
+    if not sharp(dtype):
+        pytest.skip("no type is wide enough to be exact beside float64 here")
     q, k, v = arrays(8, Hq=1, Hkv=1, Sk=2 * SPLIT, dtype=dtype)
     for factor in (300, -300):
         k[:] = numbers(np.random.default_rng(0), k.shape, dtype, 0.01)
         k[:, :, SPLIT:] += factor * q / np.square(q).sum()
-        p = Problem(q, k, v)
-        if sharp(dtype):
-            assert share(p) <= 1
+        assert share(Problem(q, k, v)) <= 1
 
 
 @both

@@ -6,7 +6,7 @@
             dots      lane-wise products of a key and the rows, a key after the other
             weigh     a register of keys at a time: fold the lanes, score, p = 2^(s - kept)
             mix       o += p v
-        o / l and lse, a state; whoever finishes the last state of a head joins them, in index order
+        kept, l and o / l: a state; whoever finishes the last state of a head joins them, in index order
 
                  lanes: channels                lanes: keys
     key j        k0 k1 k2 k3 ...      row 0     s s s s s s s s ...       of a row of scores the maximum, the sum, the ends
@@ -17,7 +17,7 @@ are channels, as k and v lie in memory. Keys are read in address order, one afte
 interleave a tile's rows, they come at half the speed, for the hardware then sees many short streams and not one long one.
 
 Splits are as long whatever there is of threads, batch and keys, and states are joined in index order, so the bits depend on
-none of them. States are o / l and lse: they join without overflow.
+none of them. They join without overflow.
 Hidden values and overflow are treated as in `forward`.
 """
 
@@ -71,7 +71,7 @@ from ..simd.vec import (
 )
 from ..tiles.rows import ladder, place_rows, seen_by_all, seen_by_any
 from ..tiles.sizes import BLOCK, SPLIT, stretch_of
-from .forward import LN_2, SHRINK, any_seen, copy_rows, in_log2, is_poisoned, mix_poison, shown, write_row
+from .forward import LN_2, SHRINK, any_seen, clear, copy_rows, in_log2, is_poisoned, mix_poison, shown, write_row
 
 # Rows from the one in use to the one that is asked for, where several rows of q take so long that reading would wait for them:
 # 32/8 heads of 128 channels go from 65 to 75 % of the read bandwidth (one core of an Intel Xeon); with one row of q, nothing.
@@ -208,7 +208,7 @@ def start(full, shape, job, work, rows):
         store(zeros(lane), work.lane_l + r * V, 0)
         for j in range(0, BLOCK if r >= rows else 0, lanes_of(full)):
             store(zeros(lane), work.s + (r * BLOCK + j) * item, 0)
-        for c in range(0, job.Dv, lanes_of(full)):
+        for c in range(0, max(1, job.Dv), lanes_of(full)):
             store(zeros(lane), work.o + r * work.o_row + c * item, 0)
 
 
@@ -311,7 +311,8 @@ def join(full, job, work, b, h, rows):
             o = zeros(lane)
             for at in range(states, end, job.state_bytes):
                 share = number(full, at + r * item)
-                if share != 0:
+                # A share may be 0 where l is not; NaN there is still seen.
+                if share != 0 or number(full, at + V + r * item) != 0:
                     o = add(o, scaled(load(lane, at + 2 * V + r * work.o_row + c * item, 0), share))
             store_table(o, work.o_at + 8 * r, c * item, job.Dv - c)
     if job.lse != 0:
@@ -337,6 +338,8 @@ def split(full, shape, wide, last, tail, cap, job, work, factor, task):
     while broken and turn < 2:
         broken = over_keys(full, shape, wide, last, tail, cap, job, work, rows, k, v, first, end, common, turn == 1)
         turn += 1
+    if turn == 2:
+        clear(full, work.s, BLOCK, 0, vecs_of(full))            # `forward` relies on what lies there being finite
     if job.states == 0:
         if job.lse != 0:
             write_lse(full, work, rows)

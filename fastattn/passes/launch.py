@@ -130,7 +130,7 @@ class Forward:
         (job.entry, memory), guard, keys = self.entry(job, capped, extra), _guarded(), self.keys
         # Only where it may matter is it worth 2 us to know how many keys a mask leaves.
         if hi is not None and job.tasks * self.flops * keys >= SERIAL_FLOPS:
-            keys = min(keys, (hi - lo).sum() / hi.size)
+            keys *= (hi - lo).sum() / (hi.size * max(1, self.sizes.Sk))
         flops = self.flops * keys
         job.budget = min(job.tasks, max(1, int(SLICE_FLOPS / (flops + 1))))      # which fits in 64 bits
 
