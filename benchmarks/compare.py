@@ -85,7 +85,7 @@ class Contender:
             for way in CONTENDERS[name](case, *arrays, threads):
                 self.consider(case, way, right)
         except Exception as reason:             # whatever a library raises, the others go on
-            self.failures.append(_first_line(reason))
+            self.failures.append(first_line(reason))
 
     def consider(self, case, way, right) -> None:
         import numpy as np
@@ -99,7 +99,7 @@ class Contender:
                 return
             self.tried[way.name] = min(timed(way.run, TRIAL))
         except Exception as reason:
-            self.failures.append(f"{way.name}: {_first_line(reason)}")
+            self.failures.append(f"{way.name}: {first_line(reason)}")
             return
         if self.way is None or self.tried[way.name] < self.tried[self.way.name]:
             self.way, self.error = way, error
@@ -116,7 +116,7 @@ class Contender:
                 "calls": len(self.times), "rounds": self.rounds, "tried": self.tried, "failures": self.failures}
 
 
-def _first_line(reason: Exception) -> str:
+def first_line(reason: Exception) -> str:
     return f"{type(reason).__name__}: {(str(reason).strip().splitlines() or [''])[0][:200]}"
 
 

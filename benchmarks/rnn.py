@@ -37,7 +37,21 @@ from numpy.typing import NDArray
 
 from fastattn.machine import LINE, TARGET
 from fastattn.simd.math import LOG2_E, exp2_of, tanh, tanh_of
-from fastattn.simd.vec import Shape, add, lanes, lanewise, load, number, put_number, rank1, store, store_part, transpose, zeros
+from fastattn.simd.vec import (
+    Shape,
+    add,
+    arrive,
+    lanes,
+    lanewise,
+    load,
+    number,
+    put_number,
+    rank1,
+    store,
+    store_part,
+    transpose,
+    zeros,
+)
 
 from .cases import GATES
 from .peak import aligned
@@ -132,17 +146,6 @@ _yield_processor = types.ExternalFunction("sched_yield", types.int32())
 
 
 @intrinsic
-def _arrive(typingctx, address):
-    """One more at an address; all that was written before is seen by who sees it."""
-    def codegen(context, builder, signature, args):
-        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(address), codegen
-
-
-@intrinsic
 def _arrived(typingctx, address):
     def codegen(context, builder, signature, args):
         return builder.load_atomic(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), "seq_cst", 8)
@@ -153,7 +156,7 @@ def _arrived(typingctx, address):
 @njit(nogil=True)
 def _meet(place, count):
     """Go on when `count` have arrived."""
-    _arrive(place)
+    arrive(place)
     looks = 0
     while _arrived(place) < count:
         looks += 1

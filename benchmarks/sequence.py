@@ -17,18 +17,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import math
 import os
-import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from . import progress, report
-from .compare import REST, confine, machine, no_collection, timed
+from .compare import REST, begun, command, confine, end, first_line, no_collection, timed, write
 
 CHECKED = 16                    # words of the text on which every layer must be right
 LEAST, LONG = 3, 1.0            # turns, whatever the time, where a call takes less than so many seconds
@@ -66,7 +63,7 @@ class Runner:
             error = float(np.abs(racer.read(racer.run()) - right(self.kind, x)).max())
             self.wrong = "" if error <= ERROR_LIMIT else f"wrong by {error:.1e}"
         except Exception as reason:             # whatever a library raises, the others go on
-            self.wrong = f"{type(reason).__name__}: {(str(reason).strip().splitlines() or [''])[0][:200]}"
+            self.wrong = first_line(reason)
 
     def estimate(self, race: Any) -> float:
         """Seconds that a call will take; 0: nothing is known yet."""
@@ -187,7 +184,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 # ---- the command -------------------------------------------------------------------------------------------------------
-def arguments(argv: list[str] | None) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sequence", description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", metavar="KIND", help="default: all that are installed; a wrong one lists them")
     parser.add_argument("--words", nargs="+", type=int, metavar="S", help="default: 16 to 32768")
@@ -197,22 +194,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each length, shared by the layers")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds; what one call of takes longer is left out")
     parser.add_argument("--json", metavar="FILE", help="where to write everything that was measured")
-    given = parser.parse_args(argv)
-    counts = [given.threads, given.rounds, *(given.words or ()), *(given.batch or ())]
-    if min(counts) < 1 or not min(given.seconds, given.limit) > 0:
-        parser.error("words, batch, threads, rounds, seconds and limit must be positive")
-    return given
-
-
-def _repeatable(given: argparse.Namespace) -> str:
-    """The command with the arguments that decide what is measured, where they differ from the defaults."""
-    chosen = {name: value for name, value in vars(given).items() if name != "json" and value != vars(arguments([]))[name]}
-    return shlex.join(["python", "-m", "benchmarks.sequence", *(word for name, value in chosen.items() for word in (
-        f"--{name}", *map(str, value if isinstance(value, list) else [value])))])
+    return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    given = arguments(argv)
+    given = parser().parse_args(argv)
+    counts = [given.threads, given.rounds, *(given.words or ()), *(given.batch or ())]
+    if min(counts) < 1 or not min(given.seconds, given.limit) > 0:
+        parser().error("words, batch, threads, rounds, seconds and limit must be positive")
     # OpenBLAS's threads look for work for 2^26 cycles behind each product. On two cores that is the core which the next step of
     # a layer, the mix or the recurrence, would run on: steps of 1 ms took 40.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
@@ -231,15 +220,13 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"no such layer here: {', '.join(sorted(unknown))}; there are {', '.join(there)}")
     kinds = [kind for kind in there if given.kinds is None or kind in given.kinds]
     torch = importlib.metadata.version("torch") if set(kinds) & set(TORCH) else None
-    result: Result = {
-        "machine": machine(cores, given.threads), "versions": {"fastattn": __version__, "numpy": np.__version__, "torch": torch},
-        "command": _repeatable(given), "date": time.strftime("%Y-%m-%d"), "rounds": given.rounds, "seconds": given.seconds,
-        "limit": given.limit, "interrupted": None, "left_out": {}, "results": []}
+    versions = {"fastattn": __version__, "numpy": np.__version__, "torch": torch}
+    result = begun(cores, given.threads, versions, command(parser(), given), rounds=given.rounds, seconds=given.seconds,
+                   limit=given.limit, left_out={}, results=[])
 
     def show(new: list[Result]) -> None:
         print(line(kinds, new), flush=True)
-        if given.json:                          # after each length: a run of minutes may be killed, too
-            Path(given.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write(result, given.json)               # after each length: a run of minutes may be killed, too
 
     lengths, batches = given.words or list(LENGTHS), given.batch or list(BATCHES)
     print(heading(kinds), flush=True)
@@ -248,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     print("", *verdicts(result["results"]), *(f"left out: {what}: {why}" for what, why in result["left_out"].items()), sep="\n")
     if result["interrupted"]:
         print(f"interrupted at {result['interrupted']}")
-        raise SystemExit(130)
+    end(result)
 
 
 if __name__ == "__main__":

@@ -23,10 +23,6 @@ Hidden values and overflow are treated as in `forward`.
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
 from ..jit import kernel
 from ..machine import LINE
 from ..micro.mix import mix
@@ -71,7 +67,19 @@ from ..simd.vec import (
 )
 from ..tiles.rows import ladder, place_rows, seen_by_all, seen_by_any
 from ..tiles.sizes import BLOCK, SPLIT, stretch_of
-from .forward import LN_2, SHRINK, any_seen, clear, copy_rows, in_log2, is_poisoned, mix_poison, shown, write_row
+from .forward import (
+    SHRINK,
+    any_seen,
+    clear,
+    copy_rows,
+    factor_of,
+    in_log2,
+    is_poisoned,
+    mix_poison,
+    shown,
+    write_lse,
+    write_row,
+)
 
 # Rows from the one in use to the one that is asked for, where several rows of q take so long that reading would wait for them:
 # 32/8 heads of 128 channels go from 65 to 75 % of the read bandwidth (one core of an Intel Xeon); with one row of q, nothing.
@@ -185,14 +193,14 @@ def mix_block(full, wide, last, tail, job, work, rows, v, v_row, keys):
 
 
 @kernel
-def rescale(full, work, rows, count, lanes_at):
-    """Sums of weights, lane by lane, and o times the rows' factors."""
+def rescale(full, work, rows, count, l, x, x_row):
+    """Times the rows' factors: sums of weights, lane by lane, and `count` numbers of each row of x."""
     lane, V, item = lane_of(full), bytes_of(lane_of(full)), size_of(full)
     for r in range(rows):
         factor = work.factor + r * item
-        store(scale_rows(load(lane, lanes_at + r * V, 0), factor, 0), lanes_at + r * V, 0)
+        store(scale_rows(load(lane, l + r * V, 0), factor, 0), l + r * V, 0)
         for c in range(0, count, lanes_of(full)):
-            at = work.o + r * work.o_row + c * item
+            at = x + r * x_row + c * item
             store(scale_rows(load(lane, at, 0), factor, 0), at, 0)
 
 
@@ -243,14 +251,10 @@ def over_keys(full, shape, wide, last, tail, cap, job, work, rows, k, v, first, 
                 weigh_block(full, shape, job, work, cap, rows, k + j0 * job.k_s, j0, keys)
                 moved = moved_if_far(lane, work.top, work.kept, work.factor)
                 if moved != STAYS:
-                    rescale(full, work, rows, job.Dv, work.lane_l)
+                    rescale(full, work, rows, job.Dv, work.lane_l, work.o, work.o_row)
+            if moved == MOVED:
+                rescale(full, work, rows, keys, work.lane_part, work.s, BLOCK * item)
             for r in range(rows):
-                if moved == MOVED:
-                    factor, at = work.factor + r * item, work.lane_part + r * V
-                    store(scale_rows(load(lane, at, 0), factor, 0), at, 0)
-                    for j in range(0, keys, lanes_of(full)):
-                        at = work.s + (r * BLOCK + j) * item
-                        store(scale_rows(load(lane, at, 0), factor, 0), at, 0)
                 store(add(load(lane, work.lane_l + r * V, 0), load(lane, work.lane_part + r * V, 0)), work.lane_l + r * V, 0)
             at_v, v_row = v + j0 * job.v_s, job.v_s
             poison = not whole and is_poisoned(full, at_v, v_row, keys, job.Dv)
@@ -269,15 +273,6 @@ def over_keys(full, shape, wide, last, tail, cap, job, work, rows, k, v, first, 
 
 
 # ---- states ------------------------------------------------------------------------------------------------------------
-@kernel
-def write_lse(full, work, rows):
-    """lse = (kept + log2 l) ln 2."""
-    item = size_of(full)
-    for r in range(rows):
-        l = math.log2(np.float64(number(full, work.l + r * item)))
-        put_number(full, word(work.lse_at + 8 * r), LN_2 * (number(full, work.kept + r * item) + l))
-
-
 @kernel
 def join(full, job, work, b, h, rows):
     """The states of a head's splits, and its sink, joined into o and lse.
@@ -358,12 +353,7 @@ def decode(job, work, budget, full, shape, wide, last, tail):
     """
     if tail is not None:
         tail = job.tail
-    scale = job.scale
-    if scale != scale:
-        scale = 1 / math.sqrt(max(job.D, 1))
-    factor = scale * LOG2_E
-    if job.cap == job.cap:
-        factor = scale / job.cap
+    factor = factor_of(job)
     for done in range(budget):
         task = take(job)
         if task >= job.tasks:

@@ -428,7 +428,7 @@ def write_rows(full, wide, last, tail, job, work, rows, empty, far, again):
 
 
 @kernel
-def write_lse(full, job, work, rows):
+def write_lse(full, work, rows):
     """lse = (kept + log2 l) ln 2."""
     item = size_of(full)
     for r in range(rows):
@@ -519,7 +519,7 @@ def over_keys(full, wide, last, tail, cap, extra, job, work, h, row0, rows, k, v
         close(full, work)
         broken = write_rows(full, wide, last, tail, job, work, rows, fresh, not fresh_far, again)
     if job.lse != 0:
-        write_lse(full, job, work, rows)
+        write_lse(full, work, rows)
     return broken
 
 
@@ -589,6 +589,15 @@ def tile(full, wide, last, tail, cap, extra, job, work, factor, task):
         clear(full, work.s, BLOCK, 0, vecs_of(full))
 
 
+@kernel
+def factor_of(job):
+    """What q is multiplied by, so that scores come out as logarithms to base 2: scale log2 e; with a softcap, scale / cap."""
+    scale = job.scale
+    if scale != scale:
+        scale = 1 / math.sqrt(max(job.D, 1))
+    return scale / job.cap if job.cap == job.cap else scale * LOG2_E
+
+
 def forward(job, work, budget, full, wide, last, tail, cap, extra):
     """Take at most `budget` tasks from the counter; the number done, less than `budget` if none is left.
 
@@ -597,12 +606,9 @@ def forward(job, work, budget, full, wide, last, tail, cap, extra):
     """
     if tail is not None:
         tail = job.tail
-    scale = job.scale
-    if scale != scale:
-        scale = 1 / math.sqrt(max(job.D, 1))
-    factor = scale * LOG2_E
     if cap is not None:
-        factor, cap = scale / job.cap, job.cap * LOG2_E
+        cap = job.cap * LOG2_E
+    factor = factor_of(job)
     for done in range(budget):
         task = take(job)
         if task >= job.tasks:

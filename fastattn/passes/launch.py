@@ -22,10 +22,10 @@ from numba import types
 from ..fpu import guarded, swapped_state
 from ..jit import native
 from ..machine import TARGET
-from ..simd.vec import lanes
+from ..simd.vec import Shape, lanes
 from ..tiles import pool
 from ..tiles.job import JOB, WORK, Sizes, address, scratch
-from ..tiles.sizes import FEW, ROWS, SPLIT, Channels, few_shape, mix_shape, queries, queries_shape
+from ..tiles.sizes import FEW, ROWS, SPLIT, Channels, mix_shape, queries, queries_shape
 from .decode import decode
 from .forward import forward
 
@@ -71,10 +71,10 @@ def compile_decode(dtype: np.dtype, rows: int, Dv: int) -> int:
     scalar = SCALARS[dtype]
     together = 1 if rows == 1 else ROWS
     channels = Channels.of(scalar, Dv, FEW[together])
-    wide = few_shape(scalar, together, channels.wide) if Dv > channels.last * lanes(scalar) else types.none
+    wide = Shape(scalar, together, channels.wide) if Dv > channels.last * lanes(scalar) else types.none
     tail = types.int64 if Dv % lanes(scalar) or not Dv else types.none
-    return native(decode, (JOB, WORK, types.int64, queries_shape(scalar), few_shape(scalar, together, 1), wide,
-                           few_shape(scalar, together, channels.last), tail))
+    return native(decode, (JOB, WORK, types.int64, queries_shape(scalar), Shape(scalar, together, 1), wide,
+                           Shape(scalar, together, channels.last), tail))
 
 
 class _Scratch(threading.local):

@@ -66,11 +66,6 @@ def score_shape(full: Shape, vecs: int) -> Shape:
     return Shape(full.scalar, _SCORE[vecs], vecs)
 
 
-def few_shape(scalar: types.Type, rows: int, vecs: int) -> Shape:
-    """Rows of few queries x vectors of channels."""
-    return Shape(scalar, rows, vecs)
-
-
 def mix_shape(scalar: types.Type, vecs: int) -> Shape:
     """The mix tile for so many vectors of channels: queries x channels."""
     return Shape(scalar, min(_MIX[vecs], queries(scalar)), vecs)
